@@ -1,0 +1,291 @@
+//! How a refusal is said: status, headers and body, as JSON, problem details (RFC 9457) or gRPC.
+
+use serde::Serialize;
+
+use crate::decide::Denial;
+use crate::plans::Plans;
+use crate::reason::Reason;
+
+/// The name under which this program answers in `Proxy-Status` (RFC 9209).
+pub const PROXY_NAME: &str = "dotmac-license-proxy";
+
+/// How long a client is asked to wait before it tries again while no store answers, in seconds.
+const RETRY_AFTER_SECONDS: &str = "1";
+
+/// What a client can read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// `application/json`.
+    Json,
+    /// `application/problem+json`, RFC 9457.
+    Problem,
+    /// A gRPC status without a message body.
+    Grpc,
+}
+
+/// A complete answer, independent of any HTTP library.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// Headers beside `Content-Length`, which is the writer's.
+    pub headers: Vec<(&'static str, String)>,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+/// A failure of the upstream or of the exchange with it, which is no denial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// No connection to the upstream could be made.
+    UpstreamUnreachable,
+    /// The upstream closed or broke the connection before it had answered.
+    UpstreamBroken,
+    /// The upstream did not answer in time.
+    UpstreamTimeout,
+    /// The request's headers are more or larger than `limits` allow.
+    HeadersTooLarge,
+    /// The request's target is longer than `limits` allow.
+    TargetTooLong,
+    /// The request can't be read to its end.
+    RequestBroken,
+    /// Something in this program failed.
+    Internal,
+}
+
+/// The templates and overrides of the configuration's `deny` section.
+#[derive(Clone, Debug)]
+pub struct Answers {
+    upgrade_url: String,
+    status: Vec<(Reason, u16)>,
+}
+
+impl Format {
+    /// What the request's `Content-Type` and `Accept` ask for. gRPC clients are known by the former; problem details are
+    /// given to those that list them and do not weigh them with zero (RFC 9110 section 12.5.1).
+    pub fn negotiate(content_type: Option<&[u8]>, accept: Option<&[u8]>) -> Self {
+        if content_type.is_some_and(|value| starts_with_ignoring_case(value, b"application/grpc")) {
+            return Self::Grpc;
+        }
+        let accepts_problem = accept.is_some_and(|value| {
+            value.split(|b| *b == b',').any(|range| {
+                let mut parts = range.split(|b| *b == b';').map(<[u8]>::trim_ascii);
+                let named = parts.next().is_some_and(|t| t.eq_ignore_ascii_case(b"application/problem+json"));
+                named && !parts.any(|p| matches!(p, b"q=0" | b"q=0.0" | b"q=0.00" | b"q=0.000"))
+            })
+        });
+        if accepts_problem { Self::Problem } else { Self::Json }
+    }
+}
+
+impl Answers {
+    /// `upgrade_url` may hold `{feature}`; `status` sets other statuses by reason.
+    pub fn new(upgrade_url: String, status: impl IntoIterator<Item = (Reason, u16)>) -> Self {
+        Self { upgrade_url, status: status.into_iter().collect() }
+    }
+
+    /// The status that a refusal for `reason` is answered with.
+    pub fn status(&self, reason: Reason) -> u16 {
+        let overridden = self.status.iter().find(|(r, _)| *r == reason);
+        overridden.map_or(reason.meaning().status, |(_, status)| *status)
+    }
+
+    /// Say no.
+    pub fn denial(&self, denial: &Denial<'_>, plans: &Plans, request_id: &str, format: Format) -> Answer {
+        let reason = denial.reason;
+        let meaning = reason.meaning();
+        let status = self.status(reason);
+        let about_licence = reason.is_about_licence();
+        let feature = denial.feature;
+        let available_in: Vec<&str> = match feature {
+            Some(feature) if about_licence => plans.including(feature).collect(),
+            _ => Vec::new(),
+        };
+        let members = Members {
+            error: meaning.title,
+            feature,
+            upgrade_url: feature.filter(|_| about_licence).map(|feature| self.upgrade_url(feature)),
+            reason: meaning.name,
+            message: message(denial, &available_in),
+            plan: denial.license.map(|license| &*license.plan),
+            required_plan: available_in.first().copied(),
+            available_in,
+            request_id,
+        };
+        let error = if reason == Reason::StoreUnavailable { "proxy_internal_error" } else { "http_request_denied" };
+        let mut headers = common_headers(error, meaning.name, request_id);
+        match reason {
+            // RFC 9110 section 11.6.1: a 401 names a scheme.
+            Reason::TenantMissing => headers.push(("WWW-Authenticate", "Bearer realm=\"tenant\"".to_owned())),
+            Reason::StoreUnavailable => headers.push(("Retry-After", RETRY_AFTER_SECONDS.to_owned())),
+            _ => {}
+        }
+        render(status, headers, &members, meaning.grpc, format)
+    }
+
+    /// Say that the exchange with the upstream failed.
+    pub fn failure(&self, failure: Failure, request_id: &str, format: Format) -> Answer {
+        let (status, title, reason, error, grpc, text) = match failure {
+            Failure::UpstreamUnreachable => (
+                502,
+                "Bad gateway",
+                "upstream_unreachable",
+                "destination_unavailable",
+                14,
+                "The application can't be reached.",
+            ),
+            Failure::UpstreamBroken => (
+                502,
+                "Bad gateway",
+                "upstream_broken",
+                "connection_terminated",
+                14,
+                "The application ended the connection.",
+            ),
+            Failure::UpstreamTimeout => (
+                504,
+                "Gateway timeout",
+                "upstream_timeout",
+                "http_response_timeout",
+                4,
+                "The application did not answer in time.",
+            ),
+            Failure::HeadersTooLarge => (
+                431,
+                "Request header fields too large",
+                "headers_too_large",
+                "http_request_error",
+                8,
+                "The request's headers are too many or too large.",
+            ),
+            Failure::TargetTooLong => {
+                (414, "URI too long", "target_too_long", "http_request_error", 3, "The request's target is too long.")
+            }
+            Failure::RequestBroken => {
+                (400, "Request malformed", "request_malformed", "http_request_error", 3, "The request is malformed.")
+            }
+            Failure::Internal => {
+                (500, "Internal error", "proxy_error", "proxy_internal_error", 13, "The licence proxy failed.")
+            }
+        };
+        let members = Members {
+            error: title,
+            feature: None,
+            upgrade_url: None,
+            reason,
+            message: text.to_owned(),
+            plan: None,
+            required_plan: None,
+            available_in: Vec::new(),
+            request_id,
+        };
+        render(status, common_headers(error, reason, request_id), &members, grpc, format)
+    }
+
+    fn upgrade_url(&self, feature: &str) -> String {
+        let encoded = percent_encoding::utf8_percent_encode(feature, percent_encoding::NON_ALPHANUMERIC);
+        // Unreserved characters (RFC 3986 section 2.3) stay readable.
+        let encoded = encoded.to_string().replace("%2D", "-").replace("%5F", "_").replace("%2E", ".");
+        self.upgrade_url.replace("{feature}", &encoded)
+    }
+}
+
+#[derive(Serialize)]
+struct Members<'a> {
+    error: &'a str,
+    feature: Option<&'a str>,
+    upgrade_url: Option<String>,
+    reason: &'a str,
+    message: String,
+    plan: Option<&'a str>,
+    required_plan: Option<&'a str>,
+    available_in: Vec<&'a str>,
+    request_id: &'a str,
+}
+
+/// RFC 9457's members before our own.
+#[derive(Serialize)]
+struct Problem<'a> {
+    r#type: String,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    #[serde(flatten)]
+    members: &'a Members<'a>,
+}
+
+fn render(
+    status: u16,
+    mut headers: Vec<(&'static str, String)>,
+    members: &Members<'_>,
+    grpc: u8,
+    format: Format,
+) -> Answer {
+    let (status, content_type, body) = match format {
+        Format::Json => (status, "application/json", serde_json::to_vec(members).unwrap_or_default()),
+        Format::Problem => {
+            let problem = Problem {
+                r#type: format!("urn:{PROXY_NAME}:{}", members.reason),
+                title: members.error,
+                status,
+                detail: &members.message,
+                members,
+            };
+            (status, "application/problem+json", serde_json::to_vec(&problem).unwrap_or_default())
+        }
+        Format::Grpc => {
+            // A "trailers-only" response of the gRPC protocol: the status travels in the header block of a 200.
+            let message =
+                percent_encoding::utf8_percent_encode(&members.message, percent_encoding::CONTROLS).to_string();
+            headers.push(("grpc-status", grpc.to_string()));
+            headers.push(("grpc-message", message));
+            (200, "application/grpc", Vec::new())
+        }
+    };
+    headers.push(("Content-Type", content_type.to_owned()));
+    Answer { status, headers, body }
+}
+
+fn common_headers(error: &str, details: &str, request_id: &str) -> Vec<(&'static str, String)> {
+    vec![
+        ("Cache-Control", "no-store".to_owned()),
+        ("X-Request-ID", request_id.to_owned()),
+        ("Proxy-Status", format!("{PROXY_NAME}; error={error}; details=\"{details}\"")),
+    ]
+}
+
+/// A sentence for the person who sees it.
+fn message(denial: &Denial<'_>, available_in: &[&str]) -> String {
+    let feature = denial.feature.unwrap_or("this feature");
+    let offer = match available_in {
+        [] => String::new(),
+        plans => format!(" It is included in {}.", plans.join(", ")),
+    };
+    match (denial.reason, denial.license) {
+        (Reason::FeatureNotInPlan, Some(license)) => {
+            format!("The plan {} does not include {feature}.{offer}", license.plan)
+        }
+        (Reason::FeatureNotInPlan, None) => format!("The licence does not include {feature}.{offer}"),
+        (Reason::NoLicense, _) => format!("There is no licence for this tenant, and {feature} needs one.{offer}"),
+        (Reason::LicenseExpired, Some(license)) => {
+            format!("The licence ended on {}; {feature} needs a valid one.", license.valid_until)
+        }
+        (Reason::LicenseExpired, None) => format!("The licence has ended; {feature} needs a valid one."),
+        (Reason::LicenseNotYetValid, Some(license)) => format!("The licence begins on {}.", license.valid_from),
+        (Reason::LicenseNotYetValid, None) => "The licence has not begun.".to_owned(),
+        (Reason::UsageLimitExceeded, _) => format!("The licence's limit for {feature} is used up."),
+        (Reason::TenantMissing, _) => "The request names no tenant.".to_owned(),
+        (Reason::TenantInvalid, _) => "The request names no valid tenant, or more than one.".to_owned(),
+        (Reason::RequestMalformed, _) => "The request is malformed.".to_owned(),
+        (Reason::RequestAmbiguous, _) => "The request's path can be read in more than one way.".to_owned(),
+        (Reason::StoreUnavailable, _) => "The licence can't be checked at the moment.".to_owned(),
+        (Reason::RouteDenied, _) => "This path is not served.".to_owned(),
+    }
+}
+
+fn starts_with_ignoring_case(value: &[u8], prefix: &[u8]) -> bool {
+    value.len() >= prefix.len() && value[..prefix.len()].eq_ignore_ascii_case(prefix)
+}
+
+#[cfg(test)]
+mod tests;

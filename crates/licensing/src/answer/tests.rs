@@ -1,0 +1,181 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::license::{License, LicenseRow};
+use crate::plans::Plan;
+use crate::tenant::TenantId;
+
+fn plans() -> Plans {
+    let plan = |name: &str, features: &[&str]| Plan {
+        name: name.into(),
+        features: features.iter().map(|f| (*f).into()).collect(),
+    };
+    Plans::new(vec![
+        plan("starter", &["tickets"]),
+        plan("professional", &["crm", "tickets"]),
+        plan("enterprise", &["crm", "tickets", "fieldops"]),
+    ])
+}
+
+fn starter() -> License {
+    let row = LicenseRow {
+        plan: "starter".into(),
+        features: r#"{"tickets":true}"#.into(),
+        usage_limits: "{}".into(),
+        valid_until: 1_769_817_600_000_000,
+        ..LicenseRow::default()
+    };
+    License::from_row(TenantId::new(uuid::Uuid::nil()), &row).expect("a licence")
+}
+
+fn answers() -> Answers {
+    Answers::new("/billing/upgrade?feature={feature}".into(), [])
+}
+
+fn say(reason: Reason, feature: Option<&str>, format: Format) -> Answer {
+    let license = starter();
+    let license = matches!(reason, Reason::FeatureNotInPlan | Reason::LicenseExpired).then_some(&license);
+    answers().denial(&Denial { reason, feature, license }, &plans(), "req-1", format)
+}
+
+fn header<'a>(answer: &'a Answer, name: &str) -> Option<&'a str> {
+    answer.headers.iter().find(|(n, _)| *n == name).map(|(_, value)| value.as_str())
+}
+
+#[test]
+fn a_402_in_full() {
+    let answer = say(Reason::FeatureNotInPlan, Some("crm"), Format::Json);
+    assert_eq!(answer.status, 402);
+    assert_eq!(
+        String::from_utf8(answer.body.clone()).expect("UTF-8"),
+        r#"{"error":"Feature not available","feature":"crm","upgrade_url":"/billing/upgrade?feature=crm","reason":"feature_not_in_plan","message":"The plan starter does not include crm. It is included in professional, enterprise.","plan":"starter","required_plan":"professional","available_in":["professional","enterprise"],"request_id":"req-1"}"#
+    );
+    assert_eq!(header(&answer, "Content-Type"), Some("application/json"));
+    assert_eq!(header(&answer, "Cache-Control"), Some("no-store"));
+    assert_eq!(header(&answer, "X-Request-ID"), Some("req-1"));
+    assert_eq!(
+        header(&answer, "Proxy-Status"),
+        Some(r#"dotmac-license-proxy; error=http_request_denied; details="feature_not_in_plan""#)
+    );
+}
+
+#[test]
+fn every_reason_has_its_status_and_the_same_members() {
+    for (reason, status, feature, extra) in [
+        (Reason::FeatureNotInPlan, 402, true, None),
+        (Reason::NoLicense, 402, true, None),
+        (Reason::LicenseExpired, 402, true, None),
+        (Reason::LicenseNotYetValid, 402, true, None),
+        (Reason::UsageLimitExceeded, 402, true, None),
+        (Reason::TenantMissing, 401, true, Some("WWW-Authenticate")),
+        (Reason::TenantInvalid, 400, true, None),
+        (Reason::RequestMalformed, 400, false, None),
+        (Reason::RequestAmbiguous, 400, false, None),
+        (Reason::StoreUnavailable, 503, true, Some("Retry-After")),
+        (Reason::RouteDenied, 403, false, None),
+    ] {
+        let answer = say(reason, feature.then_some("crm"), Format::Json);
+        assert_eq!(answer.status, status, "{reason}");
+        let body: Value = serde_json::from_slice(&answer.body).expect("JSON");
+        let members: Vec<_> = body.as_object().expect("an object").keys().map(String::as_str).collect();
+        assert_eq!(
+            members,
+            [
+                "error",
+                "feature",
+                "upgrade_url",
+                "reason",
+                "message",
+                "plan",
+                "required_plan",
+                "available_in",
+                "request_id"
+            ]
+        );
+        assert_eq!(body["reason"], reason.name());
+        let offers = status == 402;
+        assert_eq!(
+            body["upgrade_url"],
+            if offers { json!("/billing/upgrade?feature=crm") } else { Value::Null },
+            "{reason}"
+        );
+        assert_eq!(body["available_in"].as_array().map(Vec::is_empty), Some(!offers), "{reason}");
+        if offers {
+            assert_eq!(body["error"], "Feature not available");
+        }
+        if let Some(extra) = extra {
+            assert!(header(&answer, extra).is_some(), "{reason} lacks {extra}");
+        }
+    }
+}
+
+#[test]
+fn problem_details_have_the_same_members_and_their_own() {
+    let answer = say(Reason::FeatureNotInPlan, Some("crm"), Format::Problem);
+    assert_eq!(header(&answer, "Content-Type"), Some("application/problem+json"));
+    let problem: Value = serde_json::from_slice(&answer.body).expect("JSON");
+    let plain: Value =
+        serde_json::from_slice(&say(Reason::FeatureNotInPlan, Some("crm"), Format::Json).body).expect("JSON");
+    for (member, value) in plain.as_object().expect("an object") {
+        assert_eq!(&problem[member], value, "{member}");
+    }
+    assert_eq!((&problem["title"], &problem["detail"]), (&plain["error"], &plain["message"]));
+    assert_eq!(problem["status"], 402);
+    assert_eq!(problem["type"], "urn:dotmac-license-proxy:feature_not_in_plan");
+}
+
+#[test]
+fn grpc_is_a_status_in_headers() {
+    let answer = say(Reason::FeatureNotInPlan, Some("crm"), Format::Grpc);
+    assert_eq!((answer.status, answer.body.len()), (200, 0));
+    assert_eq!(header(&answer, "Content-Type"), Some("application/grpc"));
+    assert_eq!(header(&answer, "grpc-status"), Some("7"));
+    assert!(header(&answer, "grpc-message").is_some_and(|m| m.is_ascii() && !m.contains('\n')));
+}
+
+#[test]
+fn formats_are_negotiated() {
+    for (content_type, accept, expected) in [
+        (None, None, Format::Json),
+        (None, Some("*/*"), Format::Json),
+        (None, Some("application/json, text/plain"), Format::Json),
+        (None, Some("application/problem+json"), Format::Problem),
+        (None, Some("application/json, Application/Problem+JSON;q=0.9"), Format::Problem),
+        (None, Some("application/problem+json;q=0"), Format::Json),
+        (Some("application/grpc+proto"), Some("application/problem+json"), Format::Grpc),
+        (Some("application/json"), None, Format::Json),
+    ] {
+        let found = Format::negotiate(content_type.map(str::as_bytes), accept.map(str::as_bytes));
+        assert_eq!(found, expected, "{content_type:?} {accept:?}");
+    }
+}
+
+#[test]
+fn statuses_can_be_overridden_and_urls_are_encoded() {
+    let answers = Answers::new("/up?f={feature}".into(), [(Reason::UsageLimitExceeded, 429)]);
+    let denial = Denial { reason: Reason::UsageLimitExceeded, feature: Some("field ops&x=1_a-b.c"), license: None };
+    let answer = answers.denial(&denial, &plans(), "r", Format::Json);
+    assert_eq!(answer.status, 429);
+    let body: Value = serde_json::from_slice(&answer.body).expect("JSON");
+    assert_eq!(body["upgrade_url"], "/up?f=field%20ops%26x%3D1_a-b.c");
+    assert_eq!((&body["required_plan"], &body["available_in"]), (&Value::Null, &json!([])));
+}
+
+#[test]
+fn failures_name_themselves() {
+    for (failure, status) in [
+        (Failure::UpstreamUnreachable, 502),
+        (Failure::UpstreamBroken, 502),
+        (Failure::UpstreamTimeout, 504),
+        (Failure::HeadersTooLarge, 431),
+        (Failure::TargetTooLong, 414),
+        (Failure::RequestBroken, 400),
+        (Failure::Internal, 500),
+    ] {
+        let answer = answers().failure(failure, "req-2", Format::Json);
+        assert_eq!(answer.status, status);
+        let body: Value = serde_json::from_slice(&answer.body).expect("JSON");
+        assert_eq!(body["request_id"], "req-2");
+        assert!(header(&answer, "Proxy-Status").is_some_and(|v| v.starts_with("dotmac-license-proxy; error=")));
+    }
+}

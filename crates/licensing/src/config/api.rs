@@ -1,0 +1,47 @@
+//! The sections of what the proxy serves and counts itself: `api`, `cors`, `usage`.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::quantity::Duration;
+
+/// Where the proxy serves its own licence API.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ApiSettings {
+    /// Paths of the licence, and above those of upgrades. Default: [/license, /api/v1/license].
+    pub paths: Vec<String>,
+    /// Paths on which a WebSocket is told of changes. Default: [/license, /ws/license].
+    pub websocket: Vec<String>,
+}
+
+/// Browsers on other origins.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct CorsSettings {
+    /// The origins whose pages may read our answers, such as `https://app.example.com`. Default: none.
+    pub allow_origins: Vec<String>,
+    /// Whether they may send cookies. Default: false.
+    pub allow_credentials: bool,
+}
+
+/// How usage is counted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct UsageSettings {
+    /// How often counts are written; a killed process loses at most one interval. Default: 5s.
+    pub flush_interval: Duration,
+}
+
+impl Default for ApiSettings {
+    fn default() -> Self {
+        let paths = |list: [&str; 2]| list.map(str::to_owned).to_vec();
+        Self { paths: paths(["/license", "/api/v1/license"]), websocket: paths(["/license", "/ws/license"]) }
+    }
+}
+
+impl Default for UsageSettings {
+    fn default() -> Self {
+        Self { flush_interval: Duration::from_secs(5) }
+    }
+}

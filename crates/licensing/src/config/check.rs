@@ -1,0 +1,239 @@
+//! What takes more than one value to see: contradictions, and settings that are allowed but hardly meant.
+
+use std::collections::{HashMap, HashSet};
+
+use super::names::{FeatureName, HeaderName};
+use super::node::{Node, Step, written};
+use super::policy::UpgradeAllow;
+use super::problem::Collector;
+use super::tenant::TenantSource;
+use super::{Config, LicenseSource};
+use crate::routes::Place;
+
+/// A path into the configuration, of keys and positions.
+macro_rules! at {
+    ($($step:expr),*) => { [$(Step::from($step)),*] };
+}
+
+mod process;
+
+/// Report all that is wrong or doubtful in `config`, which was read from `tree`.
+pub(super) fn check(config: &Config, tree: &Node, problems: &mut Collector<'_>) {
+    let mut checker = Checker { config, tree, problems };
+    checker.sockets();
+    checker.spans();
+    checker.numbers();
+    checker.proxies();
+    checker.tenant();
+    checker.licenses();
+    checker.routes();
+    checker.plans();
+    checker.enforcement();
+    checker.upgrade();
+    checker.deny();
+}
+
+struct Checker<'a, 'c> {
+    config: &'a Config,
+    tree: &'a Node,
+    problems: &'a mut Collector<'c>,
+}
+
+impl Checker<'_, '_> {
+    fn error(&mut self, path: &[Step<'_>], message: impl Into<String>) {
+        self.problems.error(self.tree.place_of(path), written(path), message);
+    }
+
+    fn warning(&mut self, path: &[Step<'_>], message: impl Into<String>) {
+        self.problems.warning(self.tree.place_of(path), written(path), message);
+    }
+
+    /// The line of the value at `path`, for messages that name a second place.
+    fn line(&self, path: &[Step<'_>]) -> u32 {
+        self.tree.place_of(path).line
+    }
+
+    fn proxies(&mut self) {
+        for (i, network) in self.config.trusted_proxies.iter().enumerate() {
+            let net = network.get();
+            if net.prefix_len() == 0 {
+                let message = "everyone is trusted: any client can name any tenant";
+                self.warning(&at!["trusted_proxies", i], message);
+            } else if net.addr() != net.network() {
+                let message = format!("{net} means {}, all of it", net.trunc());
+                self.warning(&at!["trusted_proxies", i], message);
+            }
+        }
+    }
+
+    fn tenant(&mut self) {
+        let sources = &self.config.tenant.sources;
+        if sources.is_empty() {
+            self.error(&at!["tenant", "sources"], "at least one source is needed, such as `- header: X-Tenant-ID`");
+        }
+        for (i, source) in sources.iter().enumerate() {
+            let path = at!["tenant", "sources", i];
+            if let Some(earlier) = sources[..i].iter().position(|other| other == source) {
+                let message =
+                    format!("is the same as source {earlier} (line {})", self.line(&at!["tenant", "sources", earlier]));
+                self.error(&path, message);
+            }
+            match source {
+                TenantSource::Header(name) => {
+                    self.believed_header(&at!["tenant", "sources", i, "header"], name);
+                }
+                TenantSource::Fixed(_) if sources.len() > 1 => {
+                    self.error(
+                        &path,
+                        "`fixed` names one tenant for every request: no other source may stand beside it",
+                    );
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// A header that says who someone is.
+    fn believed_header(&mut self, path: &[Step<'_>], name: &HeaderName) {
+        if self.config.trusted_proxies.is_empty() {
+            let message =
+                format!("any client can send {name}: name in `trusted_proxies` those from whom it is believed");
+            self.error(path, message);
+        }
+        let own = ["x-license-plan", "x-license-features", "x-request-id"].contains(&name.as_str());
+        if own || name.as_str().starts_with("x-forwarded-") || is_framing(name.as_str()) {
+            self.error(path, format!("{name} has a meaning of its own: expected a header such as X-Tenant-ID"));
+        }
+    }
+
+    fn licenses(&mut self) {
+        if let LicenseSource::File(file) = &self.config.licenses.source
+            && file.path.as_os_str().is_empty()
+        {
+            self.error(&at!["licenses", "source", "file", "path"], "expected the path of a file");
+        }
+    }
+
+    fn routes(&mut self) {
+        let rules = &self.config.routes.rules;
+        if rules.is_empty() {
+            self.warning(&at!["routes"], "there are no rules: nothing is gated");
+        }
+        for (place, message, other) in self.config.routes.problems() {
+            let path = match place {
+                Place::Rule(index) => at!["routes", "rules", index],
+                Place::Alias(index) => at!["routes", "path_aliases", index],
+            };
+            let message = match other {
+                Some(other) => {
+                    let line = self.line(&at!["routes", "rules", other]);
+                    format!("{message}: see routes.rules[{other}] in line {line}")
+                }
+                None => message,
+            };
+            self.error(&path, message);
+        }
+        let sold: HashSet<&FeatureName> = self.config.plans.iter().flat_map(|plan| &plan.features).collect();
+        if sold.is_empty() {
+            return;
+        }
+        for (i, rule) in rules.iter().enumerate() {
+            if let Some(feature) = rule.feature().filter(|feature| !sold.contains(feature)) {
+                let message = format!("no plan grants `{feature}`: only licences that list it by themselves pass");
+                self.warning(&at!["routes", "rules", i, "feature"], message);
+            }
+        }
+    }
+
+    fn plans(&mut self) {
+        let plans = &self.config.plans;
+        if plans.is_empty() {
+            self.warning(&at!["plans"], "there are no plans: denials can't say which one has the feature");
+        }
+        let mut names = HashMap::new();
+        for (i, plan) in plans.iter().enumerate() {
+            if let Some(earlier) = names.insert(&plan.name, i) {
+                let first = self.line(&at!["plans", earlier, "name"]);
+                let message = format!("the plan `{}` stands in line {first} already", plan.name);
+                self.error(&at!["plans", i, "name"], message);
+            }
+            let mut features = HashSet::new();
+            for (j, feature) in plan.features.iter().enumerate() {
+                if !features.insert(feature) {
+                    self.warning(&at!["plans", i, "features", j], format!("`{feature}` is listed twice"));
+                }
+            }
+        }
+    }
+
+    fn enforcement(&mut self) {
+        let rollout = &self.config.enforcement.rollout;
+        if !(0.0..=100.0).contains(&rollout.percent) {
+            self.error(&at!["enforcement", "rollout", "percent"], "must be from 0 to 100");
+        }
+        for (i, tenant) in rollout.exclude.iter().enumerate() {
+            if rollout.include.contains(tenant) {
+                let message = format!("{tenant} is in `include` as well: it stays excluded");
+                self.warning(&at!["enforcement", "rollout", "exclude", i], message);
+            }
+        }
+    }
+
+    fn upgrade(&mut self) {
+        let Some(upgrade) = &self.config.upgrade else { return };
+        let path = at!["upgrade", "allow"];
+        match &upgrade.allow {
+            UpgradeAllow { header: Some(name), values: Some(values), jwt: None } if !values.is_empty() => {
+                self.believed_header(&at!["upgrade", "allow", "header"], name);
+            }
+            UpgradeAllow { header: None, values: None, jwt: Some(jwt) } if !jwt.values.is_empty() => {}
+            _ => self.error(&path, "expected `header` with `values`, or `jwt` with `claim` and `values`"),
+        }
+    }
+
+    fn deny(&mut self) {
+        let deny = &self.config.deny;
+        if let Some(why) = upgrade_url_problem(&deny.upgrade_url) {
+            self.error(&at!["deny", "upgrade_url"], why);
+        }
+        for (reason, status) in &deny.status {
+            if !(400..=599).contains(status) {
+                self.error(&at!["deny", "status", reason.name()], "must be from 400 to 599: a refusal is an error");
+            }
+        }
+    }
+}
+
+/// Whether a header is about the connection or the message, and not about who sent it.
+fn is_framing(name: &str) -> bool {
+    let names = [
+        "host",
+        "connection",
+        "content-length",
+        "content-type",
+        "transfer-encoding",
+        "te",
+        "trailer",
+        "upgrade",
+        "keep-alive",
+        "expect",
+        "authorization",
+        "cookie",
+        "forwarded",
+    ];
+    names.contains(&name)
+}
+
+fn upgrade_url_problem(url: &str) -> Option<String> {
+    let rest = url.replace("{feature}", "");
+    if let Some(start) = rest.find(['{', '}']) {
+        let end = rest[start..].find('}').map_or(rest.len(), |end| start + end + 1);
+        return Some(format!("{:?} is no placeholder: the only one is {{feature}}", &rest[start..end]));
+    }
+    if rest.contains(|c: char| c.is_control() || c.is_whitespace() || matches!(c, '"' | '<' | '>' | '\\')) {
+        return Some("has a character that URLs can't have: write it percent-encoded".to_owned());
+    }
+    let absolute = rest.starts_with("https://") || rest.starts_with("http://");
+    let rooted = rest.starts_with('/') && !rest.starts_with("//");
+    (!absolute && !rooted).then(|| "expected a path that starts with a slash, or an http(s) URL".to_owned())
+}

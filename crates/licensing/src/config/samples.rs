@@ -1,0 +1,242 @@
+//! The shipped files, the JSON schema, and that everything printed reads back.
+
+use std::path::PathBuf;
+
+use super::tests::{MINIMAL, file};
+use super::*;
+use crate::routes::Route;
+
+/// A file of the repository's directory `config`.
+fn shipped(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../config").join(name)
+}
+
+fn read(name: &str) -> String {
+    std::fs::read_to_string(shipped(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+#[track_caller]
+fn clean(name: &str, text: &str) -> Config {
+    let parsed = parse(name, text).unwrap_or_else(|problems| panic!("{problems:#}"));
+    assert_eq!(parsed.warnings, [], "{name}");
+    parsed.config
+}
+
+#[test]
+fn the_shipped_configurations_are_clean_and_name_their_schema() {
+    for name in ["dotmac.yaml", "embedded.yaml"] {
+        let text = read(name);
+        assert!(text.starts_with("# yaml-language-server: $schema=./schema.json\n"), "{name}");
+        clean(name, &text);
+    }
+}
+
+#[test]
+fn the_embedded_configuration_needs_no_server_and_has_a_tenant_of_each_plan() {
+    let config = clean("embedded.yaml", &read("embedded.yaml"));
+    let LicenseSource::File(file) = &config.licenses.source else { panic!("no file source") };
+    assert_eq!(
+        file.resolve(std::path::Path::new("/etc/proxy/embedded.yaml")),
+        PathBuf::from("/etc/proxy/licenses.yaml")
+    );
+    assert!(config.listen.proxy.is_local() && config.listen.ops.is_local());
+
+    let licenses = config.parse_licenses("licenses.yaml", &read("licenses.yaml"));
+    let licenses = licenses.unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(licenses.warnings, []);
+    let plans: Vec<(String, &str)> =
+        licenses.entries.iter().map(|entry| (entry.tenant.to_string(), &*entry.plan)).collect();
+    let expected = ["starter", "professional", "enterprise"].into_iter().enumerate();
+    let expected: Vec<_> =
+        expected.map(|(i, plan)| (format!("00000000-0000-4000-8000-00000000000{}", i + 1), plan)).collect();
+    assert_eq!(plans, expected);
+    for (entry, plan) in licenses.entries.iter().zip(PlanSettings::plans(&config.plans).iter()) {
+        assert_eq!(entry.features, plan.features);
+    }
+}
+
+#[test]
+fn dotmacs_map_gates_what_is_sold_and_nothing_else() {
+    let routes = clean("dotmac.yaml", &read("dotmac.yaml")).routes.routes().unwrap_or_else(|error| panic!("{error}"));
+    for (method, path, feature) in [
+        ("GET", "/api/v1/crm/contacts", "crm"),
+        ("GET", "/api/v1/tickets", "tickets"),
+        ("GET", "/api/v1/support/1", "tickets"),
+        ("GET", "/api/v1/projects", "projects"),
+        ("GET", "/api/v1/fieldops/jobs", "fieldops"),
+        ("GET", "/api/v1/field-operations/jobs", "fieldops"),
+        ("GET", "/api/v1/analytics", "analytics"),
+        ("POST", "/api/v1/customers/7/tickets", "tickets"),
+        ("GET", "/api/v1/customers/7/tickets", "-"),
+        ("GET", "/api/v1/network/olts", "-"),
+        ("GET", "/api/v1/billing/invoices", "-"),
+        ("POST", "/api/v1/auth/login", "-"),
+        ("GET", "/api/v1/licensing", "-"),
+        ("GET", "/api/v1/crmx", "-"),
+        ("GET", "/", "-"),
+    ] {
+        let route = routes.resolve(method, path.as_bytes()).unwrap_or_else(|refusal| panic!("{path}: {refusal}"));
+        let found = match route {
+            Route::Gated(rules) => match &rules[0].rule.access {
+                crate::routes::Access::Feature(feature) => feature.to_string(),
+                other => format!("{other:?}"),
+            },
+            Route::Always(_) | Route::Unmatched => "-".to_owned(),
+            Route::Denied(_) => "denied".to_owned(),
+        };
+        assert_eq!(found, feature, "{method} {path}");
+    }
+}
+
+#[test]
+fn the_schema_file_is_the_one_of_the_types() {
+    let schema = serde_json::to_string_pretty(&schema()).unwrap_or_default() + "\n";
+    if std::env::var_os("UPDATE_SCHEMA").is_some() {
+        std::fs::write(shipped("schema.json"), &schema).unwrap_or_else(|error| panic!("{error}"));
+    }
+    assert!(read("schema.json") == schema, "config/schema.json is old: run the tests once with UPDATE_SCHEMA=1");
+}
+
+#[test]
+fn the_schema_is_closed_and_explains_every_key() {
+    fn visit(schema: &serde_json::Value, path: &str) {
+        if let Some(properties) = schema.get("properties").and_then(|properties| properties.as_object()) {
+            assert_eq!(schema.get("additionalProperties"), Some(&false.into()), "{path} is open");
+            for (key, property) in properties {
+                // The variants of a choice are explained where the choice is.
+                let explained = property.get("description").or(schema.get("description"));
+                assert!(explained.is_some(), "{path}.{key} has no description");
+            }
+        }
+        match schema {
+            serde_json::Value::Object(members) => {
+                members.iter().for_each(|(key, member)| visit(member, &format!("{path}/{key}")));
+            }
+            serde_json::Value::Array(items) => items.iter().for_each(|item| visit(item, path)),
+            _ => {}
+        }
+    }
+    let schema = schema();
+    visit(&schema, "");
+    assert_eq!(schema["title"], "dotmac-license-proxy configuration");
+    assert!(schema.get("$id").is_none());
+    let notes = schema.to_string().matches("Not built in this version").count();
+    assert_eq!(notes, not_built::NOT_BUILT.len(), "each key of the table is one of the schema");
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_damage_to_a_file_makes_the_reader_panic(from in 0..4_000_usize, length in 0..40_usize, graft in "[ \\n\\t:{}\\[\\]&*a-c0-9'\"<|>-]{0,8}") {
+        let whole = read("dotmac.yaml");
+        let cut = |at: usize| whole.char_indices().map(|(i, _)| i).nth(at).unwrap_or(whole.len());
+        let damaged = [&whole[..cut(from)], &graft, &whole[cut(from + length)..]].concat();
+        for problem in parse("c.yaml", &damaged).map_or_else(|problems| problems.0, |parsed| parsed.warnings) {
+            let lines = damaged.lines().count() + 1;
+            proptest::prop_assert!(problem.place.line >= 1 && problem.place.line as usize <= lines, "{problem:#}");
+        }
+    }
+}
+
+#[test]
+fn what_is_printed_reads_back_as_the_same() {
+    let odd = file(&[
+        "listen: { proxy: '[::]:8080', ops: 'unix:/run/a b.sock', workers: 3 }",
+        "upstream: { address: 'unix:/run/app.sock', connect_timeout: 1500ms, retries: 0 }",
+        "tenant: { sources: [{ fixed: 6F1C1C5E8F3E4A589A3C0A4E1F0F7B11 }], missing: allow }",
+        "licenses: { source: { file: { path: 'off' } }, ttl: 90s, memory_bytes: 2000kB, grace: 0s }",
+        "routes: { path_aliases: [/v1/], rules: [{ prefix: '/crm/{id}', feature: crm, on_failure: deny }, \
+         { match: { prefix: '/null', methods: [POST] }, access: deny }, { match: { path: '/~' }, access: always }] }",
+        "plans: [{ name: 'true', features: [crm] }, { name: '0755', features: [] }, { name: 1e3, features: ['2026-01-01'] }]",
+        "enforcement: { mode: off, rollout: { percent: 12.5, salt: \"a: #b\\n- 'c' \\t \" } }",
+        &format!(
+            "deny: {{ upgrade_url: 'https://x/{}?f={{feature}}', status: {{ no_license: 403 }} }}",
+            "long/".repeat(40)
+        ),
+        "log: { level: debug, access: false, raw_target: true }",
+    ]);
+    let dotmac = read("dotmac.yaml");
+    for text in [MINIMAL, &dotmac, &odd] {
+        let config = parse("c.yaml", text).unwrap_or_else(|problems| panic!("{problems:#}")).config;
+        let printed = config.to_yaml().unwrap_or_else(|error| panic!("{error}"));
+        let again = parse("printed.yaml", &printed).unwrap_or_else(|problems| panic!("{problems:#}\n{printed}")).config;
+        assert_eq!(config, again, "{printed}");
+    }
+}
+
+#[test]
+fn the_smallest_file_has_the_documented_defaults() {
+    let printed = clean("c.yaml", MINIMAL).to_yaml().unwrap_or_else(|error| panic!("{error}"));
+    insta::assert_snapshot!(printed);
+}
+
+#[test]
+fn a_problem_shows_its_line() {
+    let problems = parse("c.yaml", &file(&["log: { level: loud }"])).expect_err("no such level");
+    assert_eq!(
+        format!("{:#}", problems.0[0]),
+        "c.yaml:8:15: error: log.level: `loud` is not known here; expected one of `error`, `warn`, `info`, `debug`, `trace`\
+         \n 8 | log: { level: loud }\
+         \n   |               ^"
+    );
+}
+
+#[test]
+fn ten_thousand_rules_are_read() {
+    let mut text = MINIMAL.replace("routes: { rules: [{ prefix: /crm, feature: crm }] }\n", "routes:\n  rules:\n");
+    for i in 0..10_000 {
+        text.push_str(&format!("    - {{ prefix: /api/v1/module-{i}, feature: crm }}\n"));
+    }
+    assert_eq!(clean("c.yaml", &text).routes.rules.len(), 10_000);
+}
+
+#[test]
+fn anchors_and_merged_keys_are_read() {
+    let text = file(&[
+        "plans: [&base { name: a, features: &all [crm] }, { <<: *base, name: b }, { name: c, features: *all }]",
+    ]);
+    let plans = clean("c.yaml", &text).plans;
+    assert!(plans.iter().all(|plan| plan.features.len() == 1));
+}
+
+#[test]
+fn wrong_licence_files_are_told_with_their_places() {
+    let plans = clean("c.yaml", MINIMAL).plans;
+    let id = "00000000-0000-4000-8000-000000000001";
+    for (text, expected) in [
+        ("", "l.yaml:1:1: error: the file is empty"),
+        ("tenants: {}", "l.yaml:1:10: error: tenants: expected a list, found an empty mapping"),
+        (
+            &format!("tenants:\n  - {{ tenant_id: {id}, plan: all }}\n  - {{ tenant_id: {id}, plan: all }}"),
+            "l.yaml:3:18: error: tenants[1].tenant_id: this tenant has a licence in line 2 already",
+        ),
+        (
+            &format!("tenants: [{{ tenant_id: {id}, plan: gold }}]"),
+            "l.yaml:1:68: error: tenants[0].plan: there is no plan `gold` (all): add it, or list the `features`",
+        ),
+        (
+            &format!("tenants: [{{ tenant_id: {id}, plan: all, valid_from: 2026-02-01, valid_until: 2026-01-01 }}]"),
+            "l.yaml:1:110: error: tenants[0].valid_until: must be later than `valid_from`, which is 2026-02-01T00:00:00Z",
+        ),
+        (
+            &format!("tenants: [{{ tenant_id: {id}, plan: all, limits: {{ crm: -2 }} }}]"),
+            "l.yaml:1:88: error: tenants[0].limits.crm: expected a number from 0, or -1 for unlimited, found -2",
+        ),
+        (
+            "tenants: [{ tenantid: 1, plan: all }]",
+            "l.yaml:1:11: error: tenants[0]: the key `tenant_id` is missing\n\
+             l.yaml:1:13: error: tenants[0].tenantid: unknown key `tenantid`; did you mean `tenant_id`?",
+        ),
+    ] {
+        let problems = parse_licenses("l.yaml", text, &plans).expect_err(expected);
+        assert_eq!(problems.to_string(), expected);
+    }
+    let full = format!(
+        "tenants: [{{ tenant_id: {id}, plan: gold, features: [sms], limits: {{ sms: 5, crm: -1, x: }}, \
+         valid_from: 2026-01-01T00:00:00+01:00, valid_until: never, auto_renew: true }}]"
+    );
+    let entry = &parse_licenses("l.yaml", &full, &plans).unwrap_or_else(|problems| panic!("{problems}")).entries[0];
+    let limits: Vec<_> = entry.limits.iter().map(|(feature, limit)| (&**feature, *limit)).collect();
+    assert_eq!(limits, [("crm", None), ("sms", Some(5)), ("x", None)]);
+    assert_eq!((entry.valid_from.to_string().as_str(), entry.auto_renew), ("2025-12-31T23:00:00Z", true));
+    assert_eq!(entry.valid_until, crate::time::Timestamp::INFINITY);
+}

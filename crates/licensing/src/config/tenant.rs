@@ -1,0 +1,99 @@
+//! The section `tenant`: where a request says whose it is.
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::names::{HeaderName, Tenant};
+use super::quantity::Duration;
+
+/// Where a request says whose it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TenantSettings {
+    /// The places to look at. All that name a tenant must name the same one.
+    #[schemars(length(min = 1))]
+    pub sources: Vec<TenantSource>,
+    /// What becomes of a request for a feature that names no tenant. Default: deny (401).
+    #[serde(default)]
+    pub missing: Missing,
+}
+
+/// One place that names a tenant.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TenantSource {
+    /// A request header, believed from `trusted_proxies` alone.
+    Header(HeaderName),
+    /// A claim of a signed token.
+    Jwt(Jwt),
+    /// The host name, by a pattern such as {tenant}.isp.example.com.
+    Host(HostPattern),
+    /// Always this tenant: for a deployment that has but one.
+    Fixed(Tenant),
+}
+
+/// A pattern of host names in which `{tenant}` stands for the tenant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct HostPattern(#[schemars(regex(pattern = r"^\{tenant\}\.[A-Za-z0-9.-]+$"))] pub String);
+
+/// A signed token (RFC 7519) that names the tenant.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Jwt {
+    /// Where the token stands. Default: authorization alone.
+    #[serde(default = "authorization")]
+    #[schemars(length(min = 1))]
+    pub from: Vec<TokenPlace>,
+    /// The claim that names the tenant. Default: tenant_id.
+    #[serde(default = "tenant_id")]
+    pub claim: String,
+    /// A file of public keys as a JWK set (RFC 7517), relative to the configuration file.
+    pub keys: PathBuf,
+    /// The issuer that tokens must name. Default: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<String>,
+    /// The audience that tokens must name. Default: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audience: Option<String>,
+    /// How far clocks may differ. Default: 60s.
+    #[serde(default = "leeway")]
+    pub leeway: Duration,
+}
+
+/// Where a token stands in a request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenPlace {
+    /// `Authorization: Bearer …`.
+    Authorization,
+    /// The subprotocol that a WebSocket client asks for.
+    WebsocketProtocol,
+    /// A cookie of this name.
+    Cookie(String),
+}
+
+/// What becomes of a request that names no tenant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Missing {
+    /// It is refused with 401.
+    #[default]
+    Deny,
+    /// It goes on.
+    Allow,
+}
+
+fn authorization() -> Vec<TokenPlace> {
+    vec![TokenPlace::Authorization]
+}
+
+fn tenant_id() -> String {
+    "tenant_id".to_owned()
+}
+
+fn leeway() -> Duration {
+    Duration::from_secs(60)
+}

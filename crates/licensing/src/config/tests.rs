@@ -1,0 +1,333 @@
+//! A table of wrong and doubtful files, each with every problem and its place.
+
+use super::{Problem, parse};
+
+/// The smallest file without a warning, one top-level key a line.
+pub(super) const MINIMAL: &str = "\
+version: 1
+upstream: { address: 127.0.0.1:8000 }
+trusted_proxies: [10.0.0.0/8]
+tenant: { sources: [{ header: X-Tenant-ID }] }
+licenses: { source: { postgres: {} } }
+plans: [{ name: all, features: [crm, tickets] }]
+routes: { rules: [{ prefix: /crm, feature: crm }] }
+";
+
+/// [`MINIMAL`] with the lines of some keys replaced, and others added as line 8 and following.
+pub(super) fn file(changes: &[&str]) -> String {
+    let mut lines: Vec<&str> = MINIMAL.lines().collect();
+    for change in changes {
+        let key = change.split_inclusive(':').next().unwrap_or_default();
+        match lines.iter_mut().find(|line| line.starts_with(key)) {
+            Some(line) => *line = change,
+            None => lines.push(change),
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+fn problems(text: &str) -> Vec<String> {
+    let problems = match parse("c.yaml", text) {
+        Ok(parsed) => parsed.warnings,
+        Err(problems) => problems.0,
+    };
+    problems.iter().map(Problem::to_string).collect()
+}
+
+#[track_caller]
+fn expect(text: &str, expected: &[&str]) {
+    let expected: Vec<String> = expected.iter().map(|problem| format!("c.yaml:{problem}")).collect();
+    assert_eq!(problems(text), expected, "{text}");
+}
+
+#[test]
+fn each_problem_is_told_with_its_place() {
+    for (changes, expected) in CHANGES {
+        expect(&file(changes), expected);
+    }
+}
+
+#[test]
+fn what_is_no_configuration_at_all_is_told_too() {
+    for (text, expected) in TEXTS {
+        expect(text, expected);
+    }
+}
+
+type Case = (&'static [&'static str], &'static [&'static str]);
+
+/// Changes of [`MINIMAL`] and what is said of them.
+const CHANGES: &[Case] = &[
+    (
+        &["upstream: { address: 127.0.0.1:8000, retrys: 2 }"],
+        &["2:38: error: upstream.retrys: unknown key `retrys`; did you mean `retries`?"],
+    ),
+    (
+        &["upstream: { address: 127.0.0.1:8000, connect_timeout: 200 }"],
+        &["2:55: error: upstream.connect_timeout: 200 has no unit: write a duration as 200ms, 200s, 200m or 200h"],
+    ),
+    (
+        &["upstream: { address: 127.0.0.1:8000, connect_timeout: 0s, retries: 300 }"],
+        &["2:68: error: upstream.retries: expected a whole number from 0 to 255, found 300"],
+    ),
+    (&["upstream: { }"], &["2:11: error: upstream: the key `address` is missing"]),
+    (
+        &["upstream:"],
+        &[
+            "2:9: error: upstream: expected a mapping of address, connect_timeout, response_timeout, idle_timeout, pool_size, retries, found nothing",
+        ],
+    ),
+    (
+        &["upstream: [a]"],
+        &[
+            "2:11: error: upstream: expected a mapping of address, connect_timeout, response_timeout, idle_timeout, pool_size, retries, found a list",
+        ],
+    ),
+    (
+        &["upstream: { address: 'http://x' }", "lisen: {}", "log: { access: yes, level: loud }"],
+        &[
+            "2:22: error: upstream.address: \"http://x\" is no address: it is a URL; expected HOST:PORT, such as 127.0.0.1:8000, or unix:/path",
+            "8:1: error: lisen: unknown key `lisen`; did you mean `listen`?",
+            "9:16: error: log.access: expected true or false, found \"yes\"",
+            "9:28: error: log.level: `loud` is not known here; expected one of `error`, `warn`, `info`, `debug`, `trace`",
+        ],
+    ),
+    (
+        &["listen: { proxy: 0.0.0.0:80, ops: 127.0.0.1:80, admin: 127.0.0.1:9, workers: 0 }"],
+        &[
+            "8:35: error: listen.ops: 127.0.0.1:80 is where `listen.proxy` listens already",
+            "8:49: error: listen.admin: `admin` is not built in this version (the admin API); remove the key",
+            "8:78: error: listen.workers: must be from 1 to 1024",
+        ],
+    ),
+    (
+        &["trusted_proxies: [10.0.0.5/8, 0.0.0.0/0]"],
+        &[
+            "3:19: warning: trusted_proxies[0]: 10.0.0.5/8 means 10.0.0.0/8, all of it",
+            "3:31: warning: trusted_proxies[1]: everyone is trusted: any client can name any tenant",
+        ],
+    ),
+    (
+        &["trusted_proxies: [10.0.0.0/99, x]"],
+        &[
+            "3:19: error: trusted_proxies[0]: \"10.0.0.0/99\" is no network: expected 10.0.0.0/8, fd00::/8 or one IP address",
+            "3:32: error: trusted_proxies[1]: \"x\" is no network: expected 10.0.0.0/8, fd00::/8 or one IP address",
+        ],
+    ),
+    (
+        &["trusted_proxies: []"],
+        &[
+            "4:31: error: tenant.sources[0].header: any client can send x-tenant-id: name in `trusted_proxies` those from whom it is believed",
+        ],
+    ),
+    (
+        &["tenant: { sources: [] }"],
+        &["4:20: error: tenant.sources: at least one source is needed, such as `- header: X-Tenant-ID`"],
+    ),
+    (
+        &["tenant: { sources: [header] }"],
+        &["4:21: error: tenant.sources[0]: `header` needs a value: write `header: …`"],
+    ),
+    (
+        &["tenant: { sources: [{ header: X-A, fixed: 6f1c1c5e-8f3e-4a58-9a3c-0a4e1f0f7b11 }] }"],
+        &[
+            "4:21: error: tenant.sources[0]: expected exactly one of header, jwt, host, fixed, found a mapping with header, fixed",
+        ],
+    ),
+    (
+        &["tenant: { sources: [{ heder: X-A }, {header: 'a b'}, {header: Host}] }"],
+        &[
+            "4:23: error: tenant.sources[0]: `heder` is not known here; did you mean `header`?",
+            "4:46: error: tenant.sources[1].header: \"a b\" is no header name: expected one such as X-Tenant-ID",
+        ],
+    ),
+    (
+        &["tenant: { sources: [{ fixed: abc }] }"],
+        &[
+            "4:30: error: tenant.sources[0].fixed: a tenant id is a UUID, such as 6f1c1c5e-8f3e-4a58-9a3c-0a4e1f0f7b11, not \"abc\"",
+        ],
+    ),
+    (
+        &[
+            "tenant: { sources: [{ fixed: 6f1c1c5e-8f3e-4a58-9a3c-0a4e1f0f7b11 }, { header: X-A }, {header: x-a}, {jwt: {keys: a}}, {host: '{tenant}.x'}] }",
+        ],
+        &[
+            "4:21: error: tenant.sources[0]: `fixed` names one tenant for every request: no other source may stand beside it",
+            "4:87: error: tenant.sources[2]: is the same as source 1 (line 4)",
+            "4:103: error: tenant.sources[3].jwt: `jwt` is not built in this version (tenants from signed tokens); remove the key",
+            "4:121: error: tenant.sources[4].host: `host` is not built in this version (tenants from host names); remove the key",
+        ],
+    ),
+    (
+        &["licenses: { source: { postgres: {}, file: {path: x} } }"],
+        &["5:21: error: licenses.source: expected exactly one of postgres, file, found a mapping with postgres, file"],
+    ),
+    (
+        &[
+            "licenses: { source: { postgres: { max_connections: 0 } }, change_feed: redis, ttl: 10s, lookup_deadline: 0ms, memory_bytes: 1 }",
+        ],
+        &[
+            "5:72: error: licenses.change_feed: `redis` is not built in this version (noticing changes in Postgres at once); remove the key",
+            "5:125: error: licenses.memory_bytes: 1 has no unit: write a size as 1B, 1KiB, 1MiB or 1GiB",
+        ],
+    ),
+    (
+        &["licenses: { source: postgres, lookup_deadline: 10s }"],
+        &["5:21: error: licenses.source: `postgres` needs a value: write `postgres: …`"],
+    ),
+    (
+        &["licenses: { source: { file: { path: '' } } }"],
+        &["5:37: error: licenses.source.file.path: expected the path of a file"],
+    ),
+    (
+        &["licenses: { source: { mysql: {} } }"],
+        &["5:23: error: licenses.source: `mysql` is not known here; expected one of `postgres`, `file`"],
+    ),
+    (&["routes: { rules: [] }"], &["7:9: warning: routes: there are no rules: nothing is gated"]),
+    (
+        &[
+            "routes: { rules: [{ prefix: crm, feature: crm }, {prefix: /a/, feature: x}, { match: {path: /a, methods: [post]}, access: always}] }",
+        ],
+        &[
+            "7:29: error: routes.rules[0].prefix: \"crm\": a path must begin with a slash",
+            "7:107: error: routes.rules[2].match.methods[0]: methods are upper case: write POST, not post",
+        ],
+    ),
+    (
+        &[
+            "routes: { rules: [{ prefix: '/c/{a}', feature: crm }, {prefix: '/c/{b}/', access: deny }, {match: {path: '/c/{x}', methods: [GET, POST]}, access: always},{match: {path: '/c/{x}', methods: [POST]}, access: always}] }",
+        ],
+        &[
+            "7:55: error: routes.rules[1]: an earlier rule matches the same path and method: see routes.rules[0] in line 7",
+            "7:155: error: routes.rules[3]: an earlier rule matches the same path and method: see routes.rules[2] in line 7",
+        ],
+    ),
+    (
+        &[
+            "routes: { rules: [{ feature: crm }, {prefix: /a}, {prefix: /a, match: {path: /b}, feature: crm}, {prefix: /a, access: always, on_failure: deny}, {match: {}, access: deny}, {prefix: /m, feature: crm, meter: {}}] }",
+        ],
+        &[
+            "7:19: error: routes.rules[0]: a rule needs exactly one of `prefix` and `match`",
+            "7:37: error: routes.rules[1]: a rule needs exactly one of `feature` and `access`",
+            "7:51: error: routes.rules[2]: a rule needs exactly one of `prefix` and `match`",
+            "7:98: error: routes.rules[3]: `meter` and `on_failure` are for rules with a `feature`: without one no licence is looked up",
+            "7:146: error: routes.rules[4]: `match` needs exactly one of `path` and `prefix`",
+            "7:200: error: routes.rules[5].meter: `meter` is not built in this version (counting requests); remove the key",
+        ],
+    ),
+    (
+        &[
+            "routes: { rules: [{prefix: '/a/*', access: deny},{prefix: '/a/{x', access: deny}, {prefix: '/a//b', access: deny}, {prefix: '/a?b', access: deny}, {prefix: '/a%20b', access: deny}, {prefix: /a, feature: nope}], path_aliases: [/], unmatched: maybe }",
+        ],
+        &[
+            "7:28: error: routes.rules[0].prefix: \"/a/*\": `*` is not a template: write {name} as a whole segment, or use a prefix for all that follows",
+            "7:59: error: routes.rules[1].prefix: \"/a/{x\": `{x` is not a template: write {name} as a whole segment, or use a prefix for all that follows",
+            "7:92: error: routes.rules[2].prefix: \"/a//b\": a path must not hold an empty segment (`//`)",
+            "7:125: error: routes.rules[3].prefix: \"/a?b\": a path must not hold '?': write it decoded, without query, parameters or blanks",
+            "7:157: error: routes.rules[4].prefix: \"/a%20b\": a path must not hold '%': write it decoded, without query, parameters or blanks",
+            "7:242: error: routes.unmatched: `maybe` is not known here; expected one of `allow`, `deny`",
+        ],
+    ),
+    (
+        &["plans: [{ name: a, features: [crm, crm] }, { name: a, features: [], limits: {crm: 1} }]"],
+        &[
+            "6:36: warning: plans[0].features[1]: `crm` is listed twice",
+            "6:52: error: plans[1].name: the plan `a` stands in line 6 already",
+            "6:69: error: plans[1].limits: `limits` is not built in this version (limits of use); remove the key",
+        ],
+    ),
+    (&["plans: []"], &["6:8: warning: plans: there are no plans: denials can't say which one has the feature"]),
+    (
+        &["plans: [{ features: [crm] }, {name: 'a b', features: crm}]"],
+        &[
+            "6:9: error: plans[0]: the key `name` is missing",
+            "6:37: error: plans[1].name: \"a b\" is no name of a plan: expected 1 to 50 letters, digits, `_`, `-`, `.` or `:`, the first a letter or a digit",
+            "6:54: error: plans[1].features: expected a list, found \"crm\"",
+        ],
+    ),
+    (
+        &[
+            "enforcement: { mode: off, rollout: { percent: 101, include: [6f1c1c5e-8f3e-4a58-9a3c-0a4e1f0f7b11], exclude: [6f1c1c5e-8f3e-4a58-9a3c-0a4e1f0f7b11] } }",
+        ],
+        &[
+            "8:47: error: enforcement.rollout.percent: must be from 0 to 100",
+            "8:111: warning: enforcement.rollout.exclude[0]: 6f1c1c5e-8f3e-4a58-9a3c-0a4e1f0f7b11 is in `include` as well: it stays excluded",
+        ],
+    ),
+    (
+        &["enforcement: { rollout: { percent: all } }"],
+        &["8:36: error: enforcement.rollout.percent: expected a number, found \"all\""],
+    ),
+    (
+        &["deny: { upgrade_url: '/x?f={feature}&p={plan}', status: { no_license: 200, foo: 402 } }"],
+        &[
+            "8:76: error: deny.status.foo: `foo` is not known here; expected one of `feature_not_in_plan`, `no_license`, `license_expired`, `license_not_yet_valid`, `usage_limit_exceeded`, `tenant_missing`, `tenant_invalid`, `request_malformed`, `request_ambiguous`, `store_unavailable`, `route_denied`",
+        ],
+    ),
+    (
+        &["deny: { upgrade_url: 'x y', status: { no_license: 200, route_denied: 404 } }"],
+        &[
+            "8:22: error: deny.upgrade_url: has a character that URLs can't have: write it percent-encoded",
+            "8:51: error: deny.status.no_license: must be from 400 to 599: a refusal is an error",
+        ],
+    ),
+    (
+        &["deny: { status: { no_license: 70000 } }"],
+        &["8:31: error: deny.status.no_license: expected a whole number from 0 to 65535, found 70000"],
+    ),
+    (
+        &[
+            "upgrade: { allow: { header: X-User-Role, values: [owner] } }",
+            "trusted_proxies: []",
+            "api: {}",
+            "cors: {}",
+            "usage: {}",
+        ],
+        &[
+            "4:31: error: tenant.sources[0].header: any client can send x-tenant-id: name in `trusted_proxies` those from whom it is believed",
+            "8:1: error: upgrade: `upgrade` is not built in this version (upgrades through the proxy); remove the key",
+            "8:29: error: upgrade.allow.header: any client can send x-user-role: name in `trusted_proxies` those from whom it is believed",
+            "9:1: error: api: `api` is not built in this version (the licence API); remove the key",
+            "10:1: error: cors: `cors` is not built in this version (answers to browsers on other origins); remove the key",
+            "11:1: error: usage: `usage` is not built in this version (counting requests); remove the key",
+        ],
+    ),
+    (&["usage:"], &[]),
+    (
+        &["limits: { header_timeout: 5s, connections: 5, requests_in_flight: 4, headers: 1000, header_bytes: 10MiB }"],
+        &[
+            "8:11: error: limits.header_timeout: `header_timeout` is not built in this version (limits on slow clients); remove the key",
+            "8:31: error: limits.connections: `connections` is not built in this version (limits under overload); remove the key",
+            "8:47: error: limits.requests_in_flight: `requests_in_flight` is not built in this version (limits under overload); remove the key",
+            "8:79: error: limits.headers: must be from 1 to 256",
+            "8:99: error: limits.header_bytes: must be from 1KiB to 1MiB",
+        ],
+    ),
+    (
+        &["shutdown: { drain: 30s, timeout: 30s }"],
+        &[
+            "8:20: error: shutdown.drain: must be shorter than `shutdown.timeout`, which is 30s",
+            "8:34: warning: shutdown.timeout: Kubernetes kills a pod 30s after the signal: make sure that it waits longer",
+        ],
+    ),
+    (&["log: [a]"], &["8:6: error: log: expected a mapping of level, access, raw_target, found a list"]),
+];
+
+/// Whole texts and what is said of them.
+const TEXTS: &[(&str, &[&str])] = &[
+    ("", &["1:1: error: the file is empty"]),
+    ("a", &["1:1: error: expected a mapping, found \"a\""]),
+    ("[]", &["1:1: error: expected a mapping, found a list"]),
+    ("version: 1\n\tx: 1", &["1:10: error: while scanning a plain scalar, found a tab"]),
+    ("version: 1\nversion: 1", &["2:1: error: the key `version` stands here for the second time"]),
+    ("version: 1\n---\nversion: 1", &["3:1: error: expected one document, found a second one"]),
+    ("a: [1", &["1:4: error: unclosed bracket '['"]),
+    ("a: b: c", &["1:5: error: mapping values are not allowed in this context"]),
+    ("x: *a", &["1:4: error: alias references unknown anchor"]),
+    ("version: 2\nfoo: 1", &["1:10: error: version: this program reads version 1, not version 2"]),
+    ("version: 1\n", &["1:1: error: the key `upstream` is missing"]),
+    ("# only\n", &["1:1: error: the file is empty"]),
+    ("---\n", &["1:1: error: the file is empty"]),
+    ("a: &a [*a]\n", &["1:8: error: recursive references require weak recursion types"]),
+    ("? [a]\n: 1\n", &["1:3: error: expected string scalar"]),
+];

@@ -1,0 +1,153 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::license::{CLOCK_SKEW, Features};
+use crate::tenant::TenantId;
+
+const DAY: i64 = 86_400_000_000;
+const GRACE: Duration = Duration::from_hours(72);
+const NOW: Timestamp = Timestamp::from_micros(20_000 * DAY);
+const ALL_FEATURES: [&str; 5] = ["crm", "tickets", "projects", "fieldops", "analytics"];
+const PLANS: [(&str, &[&str]); 3] = [
+    ("starter", &["tickets"]),
+    ("professional", &["crm", "tickets", "projects", "analytics"]),
+    ("enterprise", &["crm", "tickets", "projects", "fieldops", "analytics"]),
+];
+
+fn license(plan: &str, features: &[&str], days: (i64, i64), auto_renew: bool) -> License {
+    License {
+        tenant: TenantId::new(uuid::Uuid::from_u128(7)),
+        plan: plan.into(),
+        features: features.iter().copied().collect::<Features>(),
+        usage_limits: serde_json::Map::new(),
+        valid_from: Timestamp::from_micros(NOW.as_micros() + days.0 * DAY),
+        valid_until: Timestamp::from_micros(NOW.as_micros() + days.1 * DAY),
+        auto_renew,
+        revision: 1,
+    }
+}
+
+/// Every plan, every feature, every kind of validity, every mode: what the table in the design says, in full.
+#[test]
+fn plan_by_feature_by_validity_by_enforcement() {
+    let validities: [(&str, (i64, i64), bool, Option<Reason>, Option<i64>); 6] = [
+        ("valid", (-1, 1), false, None, None),
+        ("not yet", (1, 2), false, Some(Reason::LicenseNotYetValid), None),
+        ("expired", (-2, -1), false, Some(Reason::LicenseExpired), None),
+        ("in grace", (-2, -1), true, None, Some(2)),
+        ("past grace", (-9, -4), true, Some(Reason::LicenseExpired), None),
+        ("ends now", (-1, 0), false, Some(Reason::LicenseExpired), None),
+    ];
+    let mut cases = 0;
+    for (plan, included) in PLANS {
+        for (name, days, auto_renew, invalid, grace_days) in validities {
+            let license = license(plan, included, days, auto_renew);
+            for feature in ALL_FEATURES {
+                for mode in [Mode::Off, Mode::Shadow, Mode::Enforce] {
+                    let missing = (!included.contains(&feature)).then_some(Reason::FeatureNotInPlan);
+                    let denial = invalid.or(missing).map(|reason| Denial {
+                        reason,
+                        feature: Some(feature),
+                        license: Some(&license),
+                    });
+                    let grace_until = grace_days.map(|d| Timestamp::from_micros(NOW.as_micros() + d * DAY));
+                    let expected = match (mode, denial) {
+                        (Mode::Off, _) => Decision::Allow { grace_until: None },
+                        (_, None) => Decision::Allow { grace_until },
+                        (Mode::Shadow, Some(denial)) => Decision::Shadow(denial),
+                        (Mode::Enforce, Some(denial)) => Decision::Deny(denial),
+                    };
+                    let need = [feature];
+                    let decision = decide(Need::Features(&need), Standing::Licensed(&license), mode, GRACE, NOW);
+                    assert_eq!(decision, expected, "{plan} {feature} {name} {mode:?}");
+                    cases += 1;
+                }
+            }
+        }
+    }
+    assert_eq!(cases, 3 * 6 * 5 * 3);
+}
+
+/// What is decided without a licence.
+#[test]
+fn standings_without_a_licence() {
+    let crm = ["crm"];
+    let feature = Need::Features(&crm);
+    let refused = |need, standing, mode| match decide(need, standing, mode, GRACE, NOW) {
+        Decision::Allow { .. } => ("allow", None),
+        Decision::Shadow(denial) => ("shadow", Some(denial.reason)),
+        Decision::Deny(denial) => ("deny", Some(denial.reason)),
+    };
+    use Mode::{Enforce, Off, Shadow};
+    let unknown = |allow| Standing::Unknown { allow };
+    let nobody = |allow| Standing::NoTenant { allow };
+    for (need, standing, mode, expected) in [
+        (feature, Standing::Unlicensed, Enforce, ("deny", Some(Reason::NoLicense))),
+        (feature, Standing::Unlicensed, Shadow, ("shadow", Some(Reason::NoLicense))),
+        (feature, Standing::Unlicensed, Off, ("allow", None)),
+        (feature, unknown(true), Enforce, ("allow", None)),
+        (feature, unknown(false), Enforce, ("deny", Some(Reason::StoreUnavailable))),
+        (feature, unknown(false), Shadow, ("shadow", Some(Reason::StoreUnavailable))),
+        (feature, nobody(true), Enforce, ("allow", None)),
+        (feature, nobody(false), Enforce, ("deny", Some(Reason::TenantMissing))),
+        (feature, nobody(false), Off, ("shadow", Some(Reason::TenantMissing))),
+        (feature, Standing::InvalidTenant, Enforce, ("deny", Some(Reason::TenantInvalid))),
+        (feature, Standing::InvalidTenant, Off, ("shadow", Some(Reason::TenantInvalid))),
+        (Need::Nothing, Standing::InvalidTenant, Enforce, ("allow", None)),
+        (Need::Nothing, nobody(false), Enforce, ("allow", None)),
+        (Need::Denied, Standing::Unlicensed, Enforce, ("deny", Some(Reason::RouteDenied))),
+        (Need::Denied, Standing::Unlicensed, Shadow, ("shadow", Some(Reason::RouteDenied))),
+        (Need::Refused(Reason::RequestMalformed), nobody(true), Enforce, ("deny", Some(Reason::RequestMalformed))),
+        (Need::Refused(Reason::RequestAmbiguous), nobody(true), Off, ("shadow", Some(Reason::RequestAmbiguous))),
+    ] {
+        assert_eq!(refused(need, standing, mode), expected, "{need:?} {standing:?} {mode:?}");
+    }
+}
+
+fn any_license() -> impl Strategy<Value = License> {
+    let features = proptest::sample::subsequence(ALL_FEATURES.to_vec(), 0..=5);
+    (features, -10i64..10, -10i64..10, any::<bool>())
+        .prop_map(|(features, from, until, renew)| license("any", &features, (from, until), renew))
+}
+
+proptest! {
+    /// Nobody is let through in `enforce` without every feature that was asked for, at whatever time.
+    #[test]
+    fn allowed_means_licensed(
+        license in any_license(),
+        asked in proptest::sample::subsequence(ALL_FEATURES.to_vec(), 1..=5),
+        minutes in -20_000i64..20_000,
+    ) {
+        let now = Timestamp::from_micros(NOW.as_micros() + minutes * 60_000_000);
+        let decision = decide(Need::Features(&asked), Standing::Licensed(&license), Mode::Enforce, GRACE, now);
+        let included = asked.iter().all(|feature| license.features.contains(feature));
+        let begun = license.valid_from <= now.plus(CLOCK_SKEW);
+        let end = if license.auto_renew { license.valid_until.plus(GRACE) } else { license.valid_until };
+        prop_assert_eq!(matches!(decision, Decision::Allow { .. }), included && begun && now < end);
+    }
+
+    /// A bigger licence never loses what a smaller one has.
+    #[test]
+    fn more_features_never_deny_more(license in any_license(), asked in 0usize..5, added in 0usize..5) {
+        let need = [ALL_FEATURES[asked]];
+        let mut bigger = license.clone();
+        bigger.features = license.features.iter().chain([ALL_FEATURES[added]]).collect();
+        let allowed = |l: &License| {
+            matches!(decide(Need::Features(&need), Standing::Licensed(l), Mode::Enforce, GRACE, NOW), Decision::Allow { .. })
+        };
+        prop_assert!(!allowed(&license) || allowed(&bigger));
+    }
+
+    /// Shadow finds exactly what enforce would deny, and never denies.
+    #[test]
+    fn shadow_predicts_enforce(license in any_license(), asked in 0usize..5) {
+        let need = [ALL_FEATURES[asked]];
+        let run = |mode| decide(Need::Features(&need), Standing::Licensed(&license), mode, GRACE, NOW);
+        let same = match (run(Mode::Shadow), run(Mode::Enforce)) {
+            (Decision::Allow { grace_until: a }, Decision::Allow { grace_until: b }) => a == b,
+            (Decision::Shadow(a), Decision::Deny(b)) => a == b,
+            _ => false,
+        };
+        prop_assert!(same);
+    }
+}

@@ -1,0 +1,5 @@
+-- Rights for the role that the proxy runs as: it reads and writes rows and changes no table. Run it as the tables' owner:
+--   psql -v role=license_proxy -f migrations/grants.sql "$DATABASE_URL"
+
+GRANT SELECT, INSERT, UPDATE, DELETE ON tenant_licenses, feature_usage TO :"role";
+GRANT SELECT ON refinery_schema_history TO :"role";

@@ -1,0 +1,60 @@
+//! The ops listener: liveness and readiness for the kubelet, metrics for Prometheus.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Router, routing::get};
+
+use crate::licenses::Licenses;
+use crate::metrics::Metrics;
+
+/// What the handlers look at.
+#[derive(Clone)]
+pub(crate) struct Ops {
+    pub(crate) licenses: Arc<Licenses>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Whether the proxy's own listener accepts connections.
+    pub(crate) listening: Arc<AtomicBool>,
+    /// Whether the program is about to end.
+    pub(crate) draining: Arc<AtomicBool>,
+}
+
+/// `/livez`, `/readyz` and `/metrics`.
+pub(crate) fn router(ops: Ops) -> Router {
+    Router::new()
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .with_state(ops)
+}
+
+/// Ready once requests can be decided: some store has answered. It does not fall back when a store fails later, since
+/// then there is a last known licence, and taking every replica out of service would make an outage of a store one of
+/// the backend.
+async fn readyz(State(ops): State<Ops>) -> (StatusCode, &'static str) {
+    if ops.draining.load(Ordering::Relaxed) {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
+    } else if !ops.listening.load(Ordering::Relaxed) {
+        (StatusCode::SERVICE_UNAVAILABLE, "not listening yet\n")
+    } else if !ops.licenses.has_reached_a_store() {
+        (StatusCode::SERVICE_UNAVAILABLE, "no store has answered yet\n")
+    } else {
+        (StatusCode::OK, "ok\n")
+    }
+}
+
+async fn metrics(State(ops): State<Ops>) -> Response {
+    match ops.metrics.render(&ops.licenses) {
+        Ok(text) => {
+            let content_type = HeaderValue::from_static(prometheus::TEXT_FORMAT);
+            ([(header::CONTENT_TYPE, content_type)], text).into_response()
+        }
+        Err(error) => {
+            tracing::error!(%error, "metrics can't be written");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}

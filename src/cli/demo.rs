@@ -1,0 +1,125 @@
+//! `demo`: a stub backend, embedded licences with one tenant per plan, and the proxy, in one process.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use axum::extract::Request;
+use axum::response::Json;
+use axum::{Router, http::HeaderMap};
+use clap::Args;
+use licensing::config::{Address, Config, UpstreamAddress};
+use licensing::license::License;
+use serde_json::{Map, Value, json};
+
+use super::{Failure, start_log};
+use crate::server::Assembly;
+use crate::settings::Settings;
+use crate::stores::FileSource;
+
+#[derive(Args)]
+pub(super) struct Options {
+    /// The port of the proxy; another free one is taken if it is in use
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// The port of /metrics; another free one is taken if it is in use
+    #[arg(long, default_value_t = 9464)]
+    ops_port: u16,
+    /// Print the access log
+    #[arg(long)]
+    access_log: bool,
+}
+
+const CONFIG: &str = include_str!("../../config/embedded.yaml");
+const LICENSES: &str = include_str!("../../config/licenses.yaml");
+
+pub(super) fn run(options: &Options) -> Result<(), Failure> {
+    start_log("warn");
+    // The environment of whoever tries it is none of the demo's business.
+    let mut settings = Settings::from_text(Path::new("config/embedded.yaml"), CONFIG, &|_| None)?;
+    let backend = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("the stub backend")?;
+    let backend_address = backend.local_addr().context("the stub backend")?;
+    let proxy = free_port(options.port)?;
+    let ops = free_port(options.ops_port)?;
+    point(&mut settings.config, proxy, ops, backend_address)?;
+    settings.config.log.access = options.access_log;
+
+    let source = FileSource::from_text("config/licenses.yaml", LICENSES, &settings.config.plans)
+        .map_err(|message| anyhow!(message))?;
+    let guide = guide(proxy, ops, &source.all());
+    let assembly = Assembly::with_source(settings, Arc::new(source))?;
+    serve_backend(&assembly, backend)?;
+    assembly.runtime().spawn(async move {
+        while tokio::net::TcpStream::connect(proxy).await.is_err() {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        println!("{guide}");
+    });
+    assembly.run()?;
+    Ok(())
+}
+
+/// `port` on loopback, or a free one if that is taken.
+fn free_port(port: u16) -> anyhow::Result<SocketAddr> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))
+        .or_else(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
+        .context("no free port on 127.0.0.1")?;
+    Ok(listener.local_addr()?)
+}
+
+fn point(config: &mut Config, proxy: SocketAddr, ops: SocketAddr, backend: SocketAddr) -> anyhow::Result<()> {
+    config.listen.proxy = Address::Tcp(proxy);
+    config.listen.ops = Address::Tcp(ops);
+    config.upstream.address = backend.to_string().parse::<UpstreamAddress>().map_err(|e| anyhow!("{e}"))?;
+    config.shutdown.drain = licensing::config::Duration::from_millis(0);
+    Ok(())
+}
+
+/// Answers every path with what it was sent, as the proxy's users would see it from a backend of theirs.
+fn serve_backend(assembly: &Assembly, listener: TcpListener) -> anyhow::Result<()> {
+    async fn echo(request: Request) -> Json<Value> {
+        Json(json!({
+            "backend": "stub",
+            "method": request.method().as_str(),
+            "path": request.uri().path(),
+            "received": license_headers(request.headers()),
+        }))
+    }
+    listener.set_nonblocking(true)?;
+    let _runtime = assembly.runtime().enter();
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    assembly.runtime().spawn(async move { axum::serve(listener, Router::new().fallback(echo)).await });
+    Ok(())
+}
+
+fn license_headers(headers: &HeaderMap) -> Map<String, Value> {
+    let ours = headers.iter().filter(|(name, _)| name.as_str().starts_with("x-"));
+    ours.map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into())).collect()
+}
+
+fn guide(proxy: SocketAddr, ops: SocketAddr, licenses: &[License]) -> String {
+    let mut text = format!(
+        "dotmac-license-proxy demo: the proxy listens on http://{proxy}, before a stub backend. Ctrl-C ends it.\n\n\
+         Tenants, one per plan:\n"
+    );
+    for license in licenses {
+        text += &format!("  {}  {:<13} {}\n", license.tenant, license.plan, license.features.joined());
+    }
+    let with_crm = licenses.iter().find(|license| license.features.contains("crm"));
+    let without_crm = licenses.iter().find(|license| !license.features.contains("crm"));
+    if let (Some(with), Some(without)) = (with_crm, without_crm) {
+        text += &format!(
+            "\nA plan that includes the feature, 200:\n  \
+               curl -i -H 'X-Tenant-ID: {}' http://{proxy}/api/v1/crm/customers\n\
+             \nOne that does not, 402:\n  \
+               curl -i -H 'X-Tenant-ID: {}' http://{proxy}/api/v1/crm/customers\n\
+             \nA core module needs no licence, 200:\n  \
+               curl -i http://{proxy}/api/v1/network/devices\n\
+             \nWhat it counted:\n  \
+               curl -s http://{ops}/metrics | grep ^dotmac_\n",
+            with.tenant, without.tenant
+        );
+    }
+    text
+}

@@ -1,0 +1,108 @@
+//! The command line: one file a command, each parses, calls and prints.
+
+mod check_config;
+mod demo;
+mod migrate;
+mod serve;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::settings::{Settings, SettingsError, environment};
+
+/// A reverse proxy that runs beside a multi-tenant backend and enforces feature licences: it forwards a request, or
+/// answers 402 with JSON that says which feature is missing and where to upgrade.
+#[derive(Parser)]
+#[command(name = "dotmac-license-proxy", version, propagate_version = true, max_term_width = 110)]
+#[command(after_help = "Exit status: 0 ok, 1 failed, 2 bad usage or configuration.
+
+Environment (each also as NAME_FILE, a file that holds the value):
+  DOTMAC_LICENSE_DATABASE_URL    Postgres, for writes (or DATABASE_URL)
+  DOTMAC_LICENSE_LICENSE_DB_URL  Postgres, for reads, a replica may do (or LICENSE_DB_URL)
+  DOTMAC_LICENSE_REDIS_URL       Redis: redis://, rediss:// or unix:// (or REDIS_URL)
+  DOTMAC_LICENSE_CACHE_TTL       overrides licenses.ttl (or CACHE_TTL)")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve: the proxy, and its ops listener with /livez, /readyz and /metrics
+    Serve(serve::Options),
+    /// Try it: a stub backend, one tenant per plan and the proxy, with nothing to install
+    Demo(demo::Options),
+    /// Check a configuration, or what it means for a backend
+    CheckConfig(check_config::Options),
+    /// Create or update the tables in Postgres
+    Migrate(migrate::Options),
+}
+
+/// Which configuration.
+#[derive(Args)]
+struct ConfigFile {
+    /// The configuration file
+    #[arg(long, value_name = "FILE", env = "DOTMAC_LICENSE_CONFIG")]
+    config: PathBuf,
+}
+
+/// Why a command ends.
+#[derive(Debug)]
+enum Failure {
+    /// It was asked for something that can't be done as it was asked.
+    Usage(String),
+    /// It failed.
+    Failed(anyhow::Error),
+}
+
+/// Run the command that the arguments name.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Serve(options) => serve::run(&options),
+        Command::Demo(options) => demo::run(&options),
+        Command::CheckConfig(options) => check_config::run(&options),
+        Command::Migrate(options) => migrate::run(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Usage(message)) => {
+            eprintln!("{}", message.trim_end());
+            ExitCode::from(2)
+        }
+        Err(Failure::Failed(error)) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl ConfigFile {
+    fn load(&self) -> Result<Settings, Failure> {
+        Ok(Settings::load(&self.config, &environment)?)
+    }
+}
+
+impl From<SettingsError> for Failure {
+    fn from(error: SettingsError) -> Self {
+        Self::Usage(error.to_string())
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// The program's own log: JSON lines on standard error, apart from the access log on standard output. `RUST_LOG` beats the
+/// configured level.
+fn start_log(level: &str) {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new(format!("{level},pingora_core=warn,pingora_proxy=warn")));
+    let subscriber = tracing_subscriber::fmt().json().flatten_event(true).with_writer(std::io::stderr);
+    // A second call, from a test in the same process, changes nothing.
+    let _ = subscriber.with_env_filter(filter).try_init();
+}

@@ -1,0 +1,17 @@
+//! dotmac-license-proxy: a reverse proxy that runs beside a multi-tenant backend and enforces, per request, what the
+//! tenant's licence includes.
+//!
+//! A request walks one way: [`proxy`] reads it, [`gate`] rules on it with what [`licenses`] finds in [`stores`], and
+//! [`proxy`] forwards it or answers. The rules themselves are the crate [`licensing`], which does no I/O.
+
+mod access_log;
+mod api;
+pub mod cli;
+mod gate;
+mod licenses;
+mod metrics;
+mod migrations;
+mod proxy;
+mod server;
+mod settings;
+mod stores;

@@ -1,0 +1,250 @@
+//! All metrics, in one struct: their names, help texts and labels are here and nowhere else.
+
+use licensing::enforcement::Mode;
+use licensing::reason::Reason;
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use crate::licenses::{Layer, Licenses};
+use crate::stores::{BreakerState, StoreName};
+
+/// What became of a request, as the label `outcome` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Outcome {
+    /// Forwarded, and no licence was needed.
+    Open,
+    /// Forwarded: licensed.
+    Allowed,
+    /// Forwarded, though it would be denied once its tenant is enforced.
+    Shadowed,
+    /// Forwarded without a licence, since no store could tell.
+    FailedOpen,
+    /// Answered here.
+    Denied,
+}
+
+impl Outcome {
+    /// Every outcome.
+    pub(crate) const ALL: [Self; 5] = [Self::Open, Self::Allowed, Self::Shadowed, Self::FailedOpen, Self::Denied];
+
+    /// As metrics and log write it.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Allowed => "allowed",
+            Self::Shadowed => "shadowed",
+            Self::FailedOpen => "failed_open",
+            Self::Denied => "denied",
+        }
+    }
+}
+
+/// One counter for each member of a closed set, found without a look-up.
+pub(crate) struct CounterSet<K: 'static>(Vec<(K, IntCounter)>);
+
+impl<K: Copy + PartialEq> CounterSet<K> {
+    fn new(vec: &IntCounterVec, keys: &[K], label: impl Fn(K) -> &'static str) -> Self {
+        Self(keys.iter().map(|key| (*key, vec.with_label_values(&[label(*key)]))).collect())
+    }
+
+    /// The counter of `key`.
+    pub(crate) fn of(&self, key: K) -> &IntCounter {
+        // The sets are built from `ALL`, so the first entry stands in for nothing that can happen.
+        self.0.iter().find(|(k, _)| *k == key).map_or(&self.0[0].1, |(_, counter)| counter)
+    }
+}
+
+/// Every metric. All are present at zero from the start; none has a tenant in a label.
+pub(crate) struct Metrics {
+    registry: Registry,
+    denials: IntCounterVec,
+    shadow_denials: IntCounterVec,
+    /// Feature look-ups that asked no Postgres, negative ones included.
+    pub cache_hits: IntCounter,
+    /// Feature look-ups.
+    pub cache_requests: IntCounter,
+    /// Look-ups by the layer that answered.
+    pub look_ups: CounterSet<Layer>,
+    /// Requests by outcome.
+    pub decisions: CounterSet<Outcome>,
+    /// Whole requests, in seconds.
+    pub api_duration: Histogram,
+    /// Time spent deciding, in seconds: the gate's own share.
+    pub gate_duration: Histogram,
+    /// Queries to the source of licences.
+    pub source_queries: IntCounter,
+    /// Failures by store.
+    pub store_errors: CounterSet<StoreName>,
+    /// Requests served on a last known licence while no store answered.
+    pub stale_served: IntCounter,
+    /// Requests let through on a licence in its grace period.
+    pub grace_served: IntCounter,
+    /// Requests that are being served.
+    pub in_flight: IntGauge,
+    /// Access-log lines that were dropped because they could not be written fast enough.
+    pub access_log_dropped: IntCounter,
+    /// Requests whose upstream could not be reached, broke off or was too slow.
+    pub upstream_errors: IntCounter,
+    breaker_state: IntGaugeVec,
+    memory_entries: IntGauge,
+    memory_bytes: IntGauge,
+}
+
+impl Metrics {
+    /// Register everything; `features` are those that rules name, so that each is present at zero.
+    ///
+    /// # Errors
+    /// When two metrics have one name, which is a mistake in this file.
+    pub(crate) fn new(features: &[&str], mode: Mode, config_hash: &str) -> prometheus::Result<Self> {
+        let registry = Registry::new_custom(None, None)?;
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        let r = &registry;
+
+        let denials = counters(
+            r,
+            "dotmac_feature_denials_total",
+            "Requests denied, by feature and reason.",
+            &["feature", "reason"],
+        )?;
+        let shadow_denials = counters(
+            r,
+            "dotmac_shadow_denials_total",
+            "Requests that would have been denied if their tenant were enforced.",
+            &["feature", "reason"],
+        )?;
+        for feature in features.iter().copied().chain([""]) {
+            for reason in Reason::ALL {
+                denials.with_label_values(&[feature, reason.name()]);
+                shadow_denials.with_label_values(&[feature, reason.name()]);
+            }
+        }
+
+        let look_ups =
+            counters(r, "dotmac_license_lookups_total", "Feature look-ups, by the layer that answered.", &["layer"])?;
+        let decisions = counters(r, "dotmac_decisions_total", "Requests, by what became of them.", &["outcome"])?;
+        let store_errors = counters(r, "dotmac_store_errors_total", "Failed operations, by store.", &["store"])?;
+        let breaker_state = gauges(
+            r,
+            "dotmac_store_breaker_state",
+            "Circuit breaker by store: 0 closed, 1 suspect (a probe is under way), 2 open (an outage, confirmed by a probe).",
+            &["store"],
+        )?;
+        let info = gauges(
+            r,
+            "dotmac_build_info",
+            "Always 1; its labels say what is running.",
+            &["version", "mode", "config_hash"],
+        )?;
+        info.with_label_values(&[env!("CARGO_PKG_VERSION"), mode.as_str(), config_hash]).set(1);
+
+        Ok(Self {
+            cache_hits: counter(
+                r,
+                "dotmac_license_cache_hits",
+                "Feature look-ups that asked no Postgres, negative ones included.",
+            )?,
+            cache_requests: counter(r, "dotmac_license_cache_requests", "Feature look-ups.")?,
+            look_ups: CounterSet::new(&look_ups, &Layer::ALL, Layer::as_str),
+            decisions: CounterSet::new(&decisions, &Outcome::ALL, Outcome::as_str),
+            api_duration: histogram(
+                r,
+                "dotmac_api_duration_seconds",
+                "Whole requests, from their header read to their last byte sent.",
+                &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0],
+            )?,
+            gate_duration: histogram(
+                r,
+                "dotmac_gate_duration_seconds",
+                "Deciding, look-ups included: the proxy's own share of a request.",
+                &[5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.2, 0.5],
+            )?,
+            source_queries: counter(r, "dotmac_license_source_queries_total", "Queries to the source of licences.")?,
+            store_errors: CounterSet::new(&store_errors, &StoreName::ALL, StoreName::as_str),
+            stale_served: counter(
+                r,
+                "dotmac_license_stale_served_total",
+                "Requests served on a last known licence while no store answered.",
+            )?,
+            grace_served: counter(
+                r,
+                "dotmac_license_grace_served_total",
+                "Requests served on a licence in its grace period.",
+            )?,
+            in_flight: gauge(r, "dotmac_requests_in_flight", "Requests that are being served.")?,
+            access_log_dropped: counter(
+                r,
+                "dotmac_access_log_dropped_total",
+                "Access-log lines that could not be written fast enough.",
+            )?,
+            upstream_errors: counter(
+                r,
+                "dotmac_upstream_errors_total",
+                "Requests whose upstream could not be reached, broke off or was too slow.",
+            )?,
+            memory_entries: gauge(r, "dotmac_license_memory_entries", "Licences in memory.")?,
+            memory_bytes: gauge(r, "dotmac_license_memory_bytes", "What the licences in memory take, roughly.")?,
+            breaker_state,
+            denials,
+            shadow_denials,
+            registry,
+        })
+    }
+
+    /// Count a denial that was answered. `feature` is empty where none is concerned.
+    pub(crate) fn denied(&self, feature: &str, reason: Reason) {
+        self.denials.with_label_values(&[feature, reason.name()]).inc();
+    }
+
+    /// Count a denial that was not acted on.
+    pub(crate) fn shadowed(&self, feature: &str, reason: Reason) {
+        self.shadow_denials.with_label_values(&[feature, reason.name()]).inc();
+    }
+
+    /// Everything, in Prometheus's text format, with what is only known when asked.
+    ///
+    /// # Errors
+    /// When a metric can't be written as text.
+    pub(crate) fn render(&self, licenses: &Licenses) -> prometheus::Result<Vec<u8>> {
+        for (store, state) in licenses.breakers() {
+            let value = match state {
+                BreakerState::Closed => 0,
+                BreakerState::Suspect => 1,
+                BreakerState::Open => 2,
+            };
+            self.breaker_state.with_label_values(&[store.as_str()]).set(value);
+        }
+        let (entries, bytes) = licenses.memory_use();
+        self.memory_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
+        self.memory_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> prometheus::Result<C> {
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+    register(registry, IntCounter::new(name, help)?)
+}
+
+fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+    register(registry, IntCounterVec::new(Opts::new(name, help), labels)?)
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+    register(registry, IntGauge::new(name, help)?)
+}
+
+fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+    register(registry, IntGaugeVec::new(Opts::new(name, help), labels)?)
+}
+
+fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<Histogram> {
+    register(registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?)
+}

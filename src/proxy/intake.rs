@@ -1,0 +1,250 @@
+//! What a request's headers say: who asks, whom we believe, what is stripped, and what no sane client sends.
+//!
+//! Every backend reads headers in its own way: some take the first of two, some the last, some join them; WSGI servers
+//! fold `_` to `-`; frameworks let a header override the method or the path. What could make the backend see another
+//! tenant or another path than the gate did is refused or stripped here.
+
+use std::net::IpAddr;
+
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::{HeaderName, HeaderValue, Version};
+use licensing::config::{ByteSize, Config, Network, TenantSource};
+use licensing::tenant::TenantId;
+use pingora::http::RequestHeader;
+use smallvec::SmallVec;
+
+use crate::gate::Identity;
+
+/// Headers that frameworks obey over the request line, and headers that only this program may set: never passed on, from
+/// whomever they come.
+const NEVER_PASSED: [&str; 12] = [
+    "x-http-method-override",
+    "x-http-method",
+    "x-method-override",
+    "x-original-url",
+    "x-original-uri",
+    "x-rewrite-url",
+    "x-forwarded-prefix",
+    "x-middleware-subrequest",
+    "x-license-plan",
+    "x-license-features",
+    "x-license-fallback",
+    "x-license-grace-until",
+];
+
+/// Headers that say where a request came from: believed from trusted proxies, stripped from anyone else.
+const FROM_TRUSTED: [&str; 8] = [
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-proto",
+    "x-forwarded-scheme",
+    "x-forwarded-ssl",
+    "x-real-ip",
+];
+
+/// Headers that this program always writes itself.
+const ALWAYS_OURS: [&str; 2] = ["x-tenant-id", "x-request-id"];
+
+/// How requests are read, from configuration.
+pub(crate) struct Intake {
+    tenant_headers: Vec<HeaderName>,
+    fixed: Option<TenantId>,
+    trusted: Vec<Network>,
+    max_headers: usize,
+    max_header_bytes: usize,
+    max_target_bytes: usize,
+}
+
+/// What was found.
+pub(crate) struct Facts {
+    /// Who asks.
+    pub(crate) identity: Identity,
+    /// Whether the peer is a trusted proxy.
+    pub(crate) trusted: bool,
+    /// Names that are not passed on.
+    pub(crate) strip: SmallVec<[HeaderName; 4]>,
+}
+
+/// Why a request is refused for its headers alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Its framing or its hop-by-hop headers could be read in two ways.
+    Malformed,
+    /// Too many headers, or too large.
+    HeadersTooLarge,
+    /// The target is too long.
+    TargetTooLong,
+}
+
+impl Intake {
+    pub(crate) fn new(config: &Config) -> Self {
+        let mut tenant_headers = Vec::new();
+        let mut fixed = None;
+        for source in &config.tenant.sources {
+            match source {
+                TenantSource::Header(name) => tenant_headers.extend(HeaderName::try_from(name.as_str()).ok()),
+                TenantSource::Fixed(tenant) => fixed = Some(tenant.0),
+                // Configurations that name these are refused: they are not built in this version.
+                TenantSource::Jwt(_) | TenantSource::Host(_) => {}
+            }
+        }
+        let limits = &config.limits;
+        let bytes = |size: ByteSize| usize::try_from(size.bytes()).unwrap_or(usize::MAX);
+        Self {
+            tenant_headers,
+            fixed,
+            trusted: config.trusted_proxies.clone(),
+            max_headers: usize::from(limits.headers),
+            max_header_bytes: bytes(limits.header_bytes),
+            max_target_bytes: bytes(limits.uri_bytes),
+        }
+    }
+
+    /// Whether requests from `peer` may say who asks and where from. A peer without an address is on a Unix socket, which
+    /// the file system guards.
+    pub(crate) fn trusts(&self, peer: Option<IpAddr>) -> bool {
+        peer.is_none_or(|peer| self.trusted.iter().any(|network| network.contains(peer)))
+    }
+
+    /// Read a request's headers. `raw_head` is the head as it came over HTTP/1, empty over HTTP/2.
+    pub(crate) fn read(
+        &self,
+        request: &RequestHeader,
+        raw_head: impl FnOnce() -> bytes::Bytes,
+        peer: Option<IpAddr>,
+    ) -> Result<Facts, Fault> {
+        if request.raw_path().len() > self.max_target_bytes {
+            return Err(Fault::TargetTooLong);
+        }
+        if request.headers.len() > self.max_headers {
+            return Err(Fault::HeadersTooLarge);
+        }
+        let trusted = self.trusts(peer);
+        let mut strip = SmallVec::new();
+        let mut bytes = 0;
+        for (name, value) in &request.headers {
+            bytes += name.as_str().len() + value.len() + 4;
+            match self.passes(name, trusted) {
+                Passes::Yes => {}
+                Passes::No => strip.push(name.clone()),
+                Passes::Never => return Err(Fault::Malformed),
+            }
+        }
+        if bytes > self.max_header_bytes {
+            return Err(Fault::HeadersTooLarge);
+        }
+        self.check_framing(request, raw_head)?;
+        Ok(Facts { identity: self.identity(request, trusted), trusted, strip })
+    }
+
+    /// RFC 9112 sections 3.2 and 6: one Host, one length, and never a length beside a transfer coding.
+    fn check_framing(&self, request: &RequestHeader, raw_head: impl FnOnce() -> bytes::Bytes) -> Result<(), Fault> {
+        let headers = &request.headers;
+        let mut hosts = headers.get_all(HOST).iter();
+        if (hosts.next().is_none() && request.version == Version::HTTP_11) || hosts.next().is_some() {
+            return Err(Fault::Malformed);
+        }
+        let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+        if let Some(length) = lengths.next()
+            && (lengths.next().is_some() || length.as_bytes().contains(&b','))
+        {
+            return Err(Fault::Malformed);
+        }
+        // Pingora takes Content-Length away where Transfer-Encoding is present, so only the raw head shows both.
+        if headers.contains_key(TRANSFER_ENCODING) && names_content_length(&raw_head()) {
+            return Err(Fault::Malformed);
+        }
+        // A header that Connection nominates is stripped on the way (RFC 9110 section 7.6.1); ours must arrive.
+        let nominates_ours = headers.get_all(CONNECTION).iter().any(|value| {
+            value.as_bytes().split(|b| *b == b',').any(|token| {
+                let token = token.trim_ascii();
+                !token.eq_ignore_ascii_case(b"keep-alive")
+                    && !token.eq_ignore_ascii_case(b"close")
+                    && !token.eq_ignore_ascii_case(b"upgrade")
+                    && self.is_protected(&String::from_utf8_lossy(token).to_ascii_lowercase())
+            })
+        });
+        if nominates_ours { Err(Fault::Malformed) } else { Ok(()) }
+    }
+
+    fn passes(&self, name: &HeaderName, trusted: bool) -> Passes {
+        let name_text = name.as_str();
+        if name_text.contains('_') {
+            let folded = name_text.replace('_', "-");
+            if folded == "x-tenant-id" || self.tenant_headers.iter().any(|header| header.as_str() == folded) {
+                return Passes::Never;
+            }
+            return if self.is_protected(&folded) { Passes::No } else { Passes::Yes };
+        }
+        // All other protected names begin with these letters; most names do not.
+        let strippable = match name_text.as_bytes().first() {
+            Some(b'x') => NEVER_PASSED.contains(&name_text) || (!trusted && FROM_TRUSTED.contains(&name_text)),
+            Some(b'f') => !trusted && name_text == "forwarded",
+            _ => false,
+        };
+        if strippable || (!trusted && self.tenant_headers.contains(name)) { Passes::No } else { Passes::Yes }
+    }
+
+    /// Whether the backend takes a header of this lower-case name from us, and hence from nobody else.
+    fn is_protected(&self, name: &str) -> bool {
+        ALWAYS_OURS.contains(&name)
+            || NEVER_PASSED.contains(&name)
+            || FROM_TRUSTED.contains(&name)
+            || self.tenant_headers.iter().any(|header| header.as_str() == name)
+    }
+
+    fn identity(&self, request: &RequestHeader, trusted: bool) -> Identity {
+        let mut found = match self.fixed {
+            Some(tenant) => Identity::Tenant(tenant),
+            None => Identity::Missing,
+        };
+        if !trusted {
+            return found;
+        }
+        for header in &self.tenant_headers {
+            let mut values = request.headers.get_all(header).iter();
+            let Some(value) = values.next() else { continue };
+            if values.next().is_some() || value.as_bytes().contains(&b',') {
+                return Identity::Conflicting;
+            }
+            found = match (found, identity_of(value)) {
+                (Identity::Missing, named) => named,
+                (Identity::Tenant(a), Identity::Tenant(b)) if a != b => return Identity::Conflicting,
+                (Identity::Tenant(_), Identity::Invalid) => return Identity::Conflicting,
+                (before, _) => before,
+            };
+        }
+        found
+    }
+
+    /// The first tenant header: under this name the backend is told who asks.
+    pub(crate) fn tenant_headers(&self) -> &[HeaderName] {
+        &self.tenant_headers
+    }
+}
+
+enum Passes {
+    Yes,
+    /// It is stripped.
+    No,
+    /// The request is refused: a backend that folds `_` to `-` could take it for the tenant's header.
+    Never,
+}
+
+fn identity_of(value: &HeaderValue) -> Identity {
+    match TenantId::parse(value.as_bytes()) {
+        Ok(tenant) => Identity::Tenant(tenant),
+        Err(_) => Identity::Invalid,
+    }
+}
+
+fn names_content_length(raw_head: &[u8]) -> bool {
+    const NAME: &[u8] = b"content-length";
+    raw_head.split(|b| *b == b'\n').any(|line| {
+        line.len() > NAME.len()
+            && line[..NAME.len()].eq_ignore_ascii_case(NAME)
+            && matches!(line[NAME.len()], b':' | b' ' | b'\t')
+    })
+}

@@ -1,0 +1,299 @@
+//! Pingora's phases, and nothing else: each asks the module whose business it is.
+
+mod forward;
+mod intake;
+mod request_id;
+mod respond;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use async_trait::async_trait;
+use http::{HeaderValue, Method};
+use licensing::answer::Failure;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora::proxy::{FailToProxy, ProxyHttp, Session};
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorSource, ErrorType, Result};
+
+pub(crate) use self::intake::Intake;
+use self::intake::{Facts, Fault};
+pub(crate) use self::respond::DrainBounds;
+use crate::access_log::{AccessLog, Line, format_time};
+use crate::gate::{Gate, Identity, Ruling};
+use crate::metrics::Metrics;
+
+/// What the phases share.
+pub(crate) struct Proxy {
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) intake: Intake,
+    pub(crate) upstream: HttpPeer,
+    pub(crate) drain: DrainBounds,
+    pub(crate) access_log: Option<AccessLog>,
+    pub(crate) log_raw_target: bool,
+    pub(crate) config_hash: String,
+    /// Once true, connections are closed after the request they carry.
+    pub(crate) draining: Arc<std::sync::atomic::AtomicBool>,
+}
+
+/// What one request gathers on its way.
+pub(crate) struct Context {
+    begun: Instant,
+    request_id: HeaderValue,
+    facts: Option<Facts>,
+    ruling: Option<Ruling>,
+    gate_us: u64,
+    upstream_status: Option<u16>,
+    retried: bool,
+    _in_flight: InFlight,
+}
+
+#[async_trait]
+impl ProxyHttp for Proxy {
+    type CTX = Context;
+
+    fn new_ctx(&self) -> Context {
+        Context {
+            begun: Instant::now(),
+            request_id: HeaderValue::from_static(""),
+            facts: None,
+            ruling: None,
+            gate_us: 0,
+            upstream_status: None,
+            retried: false,
+            _in_flight: InFlight::new(&self.metrics),
+        }
+    }
+
+    /// No module: responses are passed on as they come.
+    fn init_downstream_modules(&self, _: &mut HttpModules) {}
+
+    async fn request_filter(&self, session: &mut Session, context: &mut Context) -> Result<bool> {
+        if self.draining.load(std::sync::atomic::Ordering::Relaxed) {
+            session.set_keepalive(None);
+        }
+        context.request_id = request_id::of(session.req_header());
+        let request = session.req_header();
+        if request.method == Method::OPTIONS && request.raw_path() == b"*" {
+            return self.answer_options(session).await;
+        }
+        let raw_head = || session.as_http1().map(|http1| http1.get_headers_raw_bytes()).unwrap_or_default();
+        let facts = match self.intake.read(request, raw_head, peer_ip(session)) {
+            Ok(facts) => facts,
+            Err(Fault::Malformed) => {
+                // What comes after such a request on this connection can't be told apart from its body.
+                session.set_keepalive(None);
+                return self.deny(session, context, self.gate.refuse_framing(Identity::Missing)).await;
+            }
+            Err(Fault::HeadersTooLarge) => return self.fail(session, context, Failure::HeadersTooLarge).await,
+            Err(Fault::TargetTooLong) => return self.fail(session, context, Failure::TargetTooLong).await,
+        };
+        let begun = Instant::now();
+        let ruling = self.gate.rule(request.method.as_str(), request.raw_path(), facts.identity).await;
+        context.gate_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        context.facts = Some(facts);
+        if ruling.permit.is_none() {
+            return self.deny(session, context, ruling).await;
+        }
+        context.ruling = Some(ruling);
+        Ok(false)
+    }
+
+    async fn upstream_peer(&self, _: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
+        match context.ruling.as_ref().and_then(|ruling| ruling.permit.as_ref()) {
+            Some(_permit) => Ok(Box::new(self.upstream.clone())),
+            None => Error::e_explain(ErrorType::InternalError, "a request without a permit"),
+        }
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        upstream: &mut RequestHeader,
+        context: &mut Context,
+    ) -> Result<()> {
+        let (Some(facts), Some(ruling)) = (&context.facts, &context.ruling) else {
+            return Error::e_explain(ErrorType::InternalError, "a request without a ruling");
+        };
+        let peer = peer_ip(session);
+        let tenant_headers = self.intake.tenant_headers();
+        let id = &context.request_id;
+        forward::rewrite(upstream, session.req_header(), facts, ruling, tenant_headers, id, peer)
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        _: &mut Session,
+        response: &mut ResponseHeader,
+        context: &mut Context,
+    ) -> Result<()> {
+        context.upstream_status = Some(response.status.as_u16());
+        Ok(())
+    }
+
+    /// A connection that could not be made carried nothing, so any method may try once more.
+    fn fail_to_connect(
+        &self,
+        _: &mut Session,
+        _: &HttpPeer,
+        context: &mut Context,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        let slow = matches!(error.etype(), ErrorType::ConnectTimedout);
+        error.set_retry(!slow && !std::mem::replace(&mut context.retried, true));
+        error
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut Context) -> FailToProxy {
+        let failure = failure_of(error);
+        if *error.esource() == ErrorSource::Upstream {
+            self.metrics.upstream_errors.inc();
+            let request_id = context.request_id.to_str().unwrap_or_default();
+            tracing::warn!(request_id, %error, "the upstream failed");
+        } else {
+            tracing::debug!(%error, "a request failed");
+        }
+        let written = session.response_written().filter(|head| !head.status.is_informational());
+        let error_code = match (written, failure) {
+            (Some(head), _) => head.status.as_u16(),
+            (None, None) => 0,
+            (None, Some(failure)) => {
+                session.set_keepalive(None);
+                let status = self.say_failure(session, context, failure).await;
+                status.unwrap_or(0)
+            }
+        };
+        FailToProxy { error_code, can_reuse_downstream: false }
+    }
+
+    /// Everything is in the access log, or has been logged where it was handled.
+    fn suppress_error_log(&self, _: &Session, _: &Context, _: &Error) -> bool {
+        true
+    }
+
+    async fn logging(&self, session: &mut Session, _: Option<&Error>, context: &mut Context) {
+        let elapsed = context.begun.elapsed();
+        self.metrics.api_duration.observe(elapsed.as_secs_f64());
+        if let Some(log) = &self.access_log {
+            self.write_line(log, session, context, elapsed);
+        }
+    }
+}
+
+impl Proxy {
+    async fn deny(&self, session: &mut Session, context: &mut Context, ruling: Ruling) -> Result<bool> {
+        let policy = self.gate.policy();
+        if let Some(denial) = self.gate.denial(&ruling) {
+            let id = context.request_id.to_str().unwrap_or_default();
+            let answer = policy.answers.denial(&denial, &policy.plans, id, respond::format_for(session));
+            context.ruling = None;
+            respond::respond(session, answer, self.drain).await?;
+        }
+        context.ruling = Some(ruling);
+        Ok(true)
+    }
+
+    async fn fail(&self, session: &mut Session, context: &Context, failure: Failure) -> Result<bool> {
+        session.set_keepalive(None);
+        self.say_failure(session, context, failure).await?;
+        Ok(true)
+    }
+
+    async fn say_failure(&self, session: &mut Session, context: &Context, failure: Failure) -> Result<u16> {
+        let id = context.request_id.to_str().unwrap_or_default();
+        let answer = self.gate.policy().answers.failure(failure, id, respond::format_for(session));
+        let status = answer.status;
+        respond::respond(session, answer, self.drain).await?;
+        Ok(status)
+    }
+
+    /// `OPTIONS *` asks about the server as a whole (RFC 9110 section 9.3.7): that is this program.
+    async fn answer_options(&self, session: &mut Session) -> Result<bool> {
+        let head = ResponseHeader::build(204, Some(2))?;
+        session.as_downstream_mut().write_response_header(Box::new(head)).await?;
+        Ok(true)
+    }
+
+    fn write_line(&self, log: &AccessLog, session: &Session, context: &Context, elapsed: std::time::Duration) {
+        let request = session.req_header();
+        let ruling = context.ruling.as_ref();
+        let entry = ruling.and_then(|ruling| ruling.entry.as_ref());
+        let target = String::from_utf8_lossy(request.raw_path());
+        let tenant = ruling.and_then(|ruling| ruling.tenant).map(|tenant| tenant.to_string());
+        let ts = format_time(SystemTime::now().checked_sub(elapsed).unwrap_or_else(SystemTime::now));
+        log.write(&Line {
+            ts: &ts,
+            request_id: context.request_id.to_str().unwrap_or_default(),
+            trace_id: trace_id(request),
+            tenant_id: tenant.as_deref(),
+            method: request.method.as_str(),
+            path: target.split('?').next().unwrap_or_default(),
+            status: session.response_written().map_or(0, |head| head.status.as_u16()),
+            decision: ruling.map_or("refused", |ruling| ruling.outcome.as_str()),
+            reason: ruling.and_then(|ruling| ruling.reason).map(licensing::reason::Reason::name),
+            feature: ruling.and_then(|ruling| ruling.feature.as_deref()),
+            rule: ruling.and_then(|ruling| ruling.rule.as_deref()),
+            plan: entry.map(|entry| &*entry.license.plan),
+            revision: entry.map(|entry| entry.license.revision),
+            layer: ruling.and_then(|ruling| ruling.layer).map(crate::licenses::Layer::as_str),
+            license_age_ms: ruling
+                .and_then(|ruling| ruling.age)
+                .map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+            fallback: ruling.and_then(|ruling| ruling.fallback),
+            mode: ruling.map_or_else(|| self.gate.policy().enforcement.mode(), |ruling| ruling.mode).as_str(),
+            config_hash: &self.config_hash,
+            upstream_status: context.upstream_status,
+            gate_us: context.gate_us,
+            total_ms: (elapsed.as_secs_f64() * 1e6).round() / 1e3,
+            target: self.log_raw_target.then_some(&*target),
+        });
+    }
+}
+
+/// Which failure a client is told of; none where nobody is left to be told.
+fn failure_of(error: &Error) -> Option<Failure> {
+    use ErrorType::{
+        ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout, ConnectionClosed, ReadError, ReadTimedout,
+        WriteError, WriteTimedout,
+    };
+    match (error.esource(), error.etype()) {
+        (ErrorSource::Upstream, ConnectTimedout | ReadTimedout | WriteTimedout) => Some(Failure::UpstreamTimeout),
+        (ErrorSource::Upstream, ConnectRefused | ConnectNoRoute | ConnectError) => Some(Failure::UpstreamUnreachable),
+        (ErrorSource::Upstream, ErrorType::SocketError | ErrorType::BindError | ErrorType::ConnectProxyFailure) => {
+            Some(Failure::UpstreamUnreachable)
+        }
+        (ErrorSource::Upstream, _) => Some(Failure::UpstreamBroken),
+        (ErrorSource::Downstream, ReadError | WriteError | ConnectionClosed) => None,
+        (ErrorSource::Downstream, _) => Some(Failure::RequestBroken),
+        (ErrorSource::Internal | ErrorSource::Unset, _) => Some(Failure::Internal),
+    }
+}
+
+fn peer_ip(session: &Session) -> Option<IpAddr> {
+    session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip().to_canonical())
+}
+
+/// The trace's id in `traceparent`: `00-{trace-id}-{parent-id}-{flags}` (W3C Trace Context, section 3.2).
+fn trace_id(request: &RequestHeader) -> Option<&str> {
+    let id = request.headers.get("traceparent")?.to_str().ok()?.split('-').nth(1)?;
+    (id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit())).then_some(id)
+}
+
+/// Counts a request for as long as it lives, however it ends.
+struct InFlight(prometheus::IntGauge);
+
+impl InFlight {
+    fn new(metrics: &Metrics) -> Self {
+        metrics.in_flight.inc();
+        Self(metrics.in_flight.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

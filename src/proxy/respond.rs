@@ -1,0 +1,61 @@
+//! Writes the answers that the proxy itself gives.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Method;
+use licensing::answer::{Answer, Format};
+use pingora::Result;
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
+use tokio::time::{Instant, timeout_at};
+
+/// How much of a refused upload is still read, so that its sender gets to read the answer: a client that is still writing
+/// when the connection is reset sees a broken pipe and never the 402.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DrainBounds {
+    pub(crate) bytes: u64,
+    pub(crate) time: Duration,
+}
+
+/// Write an answer, then drain what the client is still sending.
+pub(super) async fn respond(session: &mut Session, answer: Answer, bounds: DrainBounds) -> Result<()> {
+    let is_head = session.req_header().method == Method::HEAD;
+    let mut head = ResponseHeader::build(answer.status, Some(answer.headers.len() + 3))?;
+    for (name, value) in answer.headers {
+        head.insert_header(name, value)?;
+    }
+    head.insert_header(http::header::CONTENT_LENGTH, answer.body.len())?;
+    let downstream = session.as_downstream_mut();
+    if is_head || answer.body.is_empty() {
+        downstream.write_response_header(Box::new(head)).await?;
+        downstream.finish_body().await?;
+    } else {
+        downstream.write_response_header(Box::new(head)).await?;
+        downstream.write_response_body(Bytes::from(answer.body), true).await?;
+    }
+    drain(session, bounds).await;
+    Ok(())
+}
+
+/// The format that suits the request.
+pub(super) fn format_for(session: &Session) -> Format {
+    let header = |name| session.get_header(name).map(http::HeaderValue::as_bytes);
+    Format::negotiate(header(http::header::CONTENT_TYPE), header(http::header::ACCEPT))
+}
+
+async fn drain(session: &mut Session, bounds: DrainBounds) {
+    let deadline = Instant::now() + bounds.time;
+    let mut left = bounds.bytes;
+    let downstream = session.as_downstream_mut();
+    while !downstream.is_body_done() {
+        match timeout_at(deadline, downstream.read_request_body()).await {
+            Ok(Ok(Some(chunk))) => match left.checked_sub(chunk.len() as u64) {
+                Some(rest) => left = rest,
+                None => return,
+            },
+            // The end of the body, a broken connection, or too slow.
+            Ok(Ok(None) | Err(_)) | Err(_) => return,
+        }
+    }
+}

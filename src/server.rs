@@ -1,0 +1,375 @@
+//! The only place where parts are put together: stores, look-up, gate, listeners, and their end.
+
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail};
+use async_trait::async_trait;
+use licensing::answer::Answers;
+use licensing::config::{Address, Config, LicenseSource, Missing, UpstreamAddress};
+use licensing::routes::Routes;
+use pingora::apps::HttpServerOptions;
+use pingora::proxy::http_proxy;
+use pingora::server::configuration::ServerConf;
+use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
+use pingora::services::listening::Service;
+use pingora::upstreams::peer::HttpPeer;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::access_log::AccessLog;
+use crate::api::ops::{self, Ops};
+use crate::gate::{Gate, Policy, RulePolicy};
+use crate::licenses::{Freshness, Licenses};
+use crate::metrics::Metrics;
+use crate::proxy::{DrainBounds, Intake, Proxy};
+use crate::settings::Settings;
+use crate::stores::{FileSource, PoolOptions, Postgres, Redis, Source};
+
+/// The share of the look-up deadline that Redis may take: the rest is for asking Postgres where Redis does not answer.
+const REDIS_SHARE: u32 = 2;
+
+/// Everything, put together and ready to run.
+pub(crate) struct Assembly {
+    settings: Settings,
+    runtime: Runtime,
+    licenses: Arc<Licenses>,
+    gate: Arc<Gate>,
+    metrics: Arc<Metrics>,
+    draining: Arc<AtomicBool>,
+}
+
+impl Assembly {
+    /// Put the parts together. Nothing is connected or bound yet.
+    ///
+    /// # Errors
+    /// When settings don't suffice or can't be used.
+    pub(crate) fn new(settings: Settings) -> anyhow::Result<Self> {
+        let source = source(&settings)?;
+        Self::with_source(settings, source)
+    }
+
+    /// The same with another source of licences than the settings name.
+    ///
+    /// # Errors
+    /// As [`Assembly::new`].
+    pub(crate) fn with_source(settings: Settings, source: Arc<dyn Source>) -> anyhow::Result<Self> {
+        let config = &settings.config;
+        // Loads, probes and our own listeners run here, apart from the proxy's threads: a pool must live on a runtime that
+        // outlives the requests that use it.
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("stores")
+            .enable_all()
+            .build()
+            .context("the runtime can't be started")?;
+        let policy = policy(config)?;
+        let mut features: Vec<&str> = config.routes.rules.iter().filter_map(|r| Some(r.feature()?.as_str())).collect();
+        features.sort_unstable();
+        features.dedup();
+        let metrics =
+            Arc::new(Metrics::new(&features, config.enforcement.mode, &settings.config_hash()).context("metrics")?);
+        let redis = redis(&settings)?;
+        let licenses = Licenses::new(source, redis, freshness(config), runtime.handle().clone(), Arc::clone(&metrics));
+        let gate = Arc::new(Gate::new(policy, Arc::clone(&licenses), Arc::clone(&metrics)));
+        Ok(Self { settings, runtime, licenses, gate, metrics, draining: Arc::default() })
+    }
+
+    /// The runtime for what runs beside the proxy.
+    pub(crate) fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// Bind, serve until a signal ends it, and end the process.
+    ///
+    /// # Errors
+    /// When something can't be bound or resolved; once it serves, it does not return.
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        let config = &self.settings.config;
+        check_bindable(&config.listen.proxy, "listen.proxy")?;
+        let listening = Arc::new(AtomicBool::new(false));
+        self.serve_ops(&listening)?;
+        self.runtime.spawn(Arc::clone(&self.licenses).keep_house());
+        self.runtime.spawn(await_listener(config.listen.proxy.clone(), Arc::clone(&listening)));
+
+        let access_log = match config.log.access {
+            true => Some(AccessLog::start(std::io::stdout(), self.metrics.access_log_dropped.clone())?),
+            false => None,
+        };
+        let mut server = Server::new_with_opt_and_conf(None, server_conf(config));
+        server.bootstrap();
+        let mut service = self.proxy_service(&server, access_log.clone())?;
+        match &config.listen.proxy {
+            Address::Tcp(address) => service.add_tcp(&address.to_string()),
+            Address::Unix(path) => service.add_uds(&path.to_string_lossy(), None),
+        }
+        server.add_service(service);
+
+        let phases = server.watch_execution_phase();
+        let end = End { metrics: Arc::clone(&self.metrics), access_log, timeout: config.shutdown.timeout.get() };
+        std::thread::Builder::new().name("shutdown".to_owned()).spawn(move || end.after(phases))?;
+        tracing::info!(
+            proxy = %config.listen.proxy, ops = %config.listen.ops, upstream = %config.upstream.address,
+            mode = config.enforcement.mode.as_str(), config_hash = self.settings.config_hash(),
+            "serving"
+        );
+        let shutdown_signal = Box::new(Signals { draining: self.draining, drain: config.shutdown.drain.get() });
+        server.run(RunArgs { shutdown_signal });
+        Ok(())
+    }
+
+    fn serve_ops(&self, listening: &Arc<AtomicBool>) -> anyhow::Result<()> {
+        let router = ops::router(Ops {
+            licenses: Arc::clone(&self.licenses),
+            metrics: Arc::clone(&self.metrics),
+            listening: Arc::clone(listening),
+            draining: Arc::clone(&self.draining),
+        });
+        let address = &self.settings.config.listen.ops;
+        let _runtime = self.runtime.enter();
+        match address {
+            Address::Tcp(address) => {
+                let listener = TcpListener::bind(address).with_context(|| format!("listen.ops {address}"))?;
+                listener.set_nonblocking(true)?;
+                let listener = tokio::net::TcpListener::from_std(listener)?;
+                self.runtime.spawn(async move { axum::serve(listener, router).await });
+            }
+            Address::Unix(path) => {
+                remove_stale_socket(path)?;
+                let listener = tokio::net::UnixListener::bind(path)
+                    .with_context(|| format!("listen.ops unix:{}", path.display()))?;
+                self.runtime.spawn(async move { axum::serve(listener, router).await });
+            }
+        }
+        Ok(())
+    }
+
+    fn proxy_service(
+        &self,
+        server: &Server,
+        access_log: Option<AccessLog>,
+    ) -> anyhow::Result<Service<pingora::proxy::HttpProxy<Proxy>>> {
+        let config = &self.settings.config;
+        let drain = DrainBounds { bytes: config.limits.drain_bytes.bytes(), time: config.limits.drain_timeout.get() };
+        let proxy = Proxy {
+            gate: Arc::clone(&self.gate),
+            metrics: Arc::clone(&self.metrics),
+            intake: Intake::new(config),
+            upstream: upstream(config)?,
+            drain,
+            access_log,
+            log_raw_target: config.log.raw_target,
+            config_hash: self.settings.config_hash(),
+            draining: Arc::clone(&self.draining),
+        };
+        let mut proxy = http_proxy(&server.configuration, proxy);
+        let mut options = HttpServerOptions::default();
+        options.h2c = true;
+        proxy.server_options = Some(options);
+        Ok(Service::new("proxy".to_owned(), proxy))
+    }
+}
+
+/// The rules, plans and templates of a configuration, compiled.
+///
+/// # Errors
+/// When the rules contradict each other.
+pub(crate) fn policy(config: &Config) -> anyhow::Result<Policy> {
+    let rules: Vec<_> = config.routes.rules.iter().map(|rule| rule.rule()).collect();
+    let policies = rules.iter().zip(&config.routes.rules);
+    let policies =
+        policies.map(|(rule, settings)| RulePolicy { label: rule.to_string().into(), on_failure: settings.on_failure });
+    Ok(Policy {
+        rules: policies.collect(),
+        routes: Routes::try_new(rules, config.routes.options()).map_err(|error| anyhow!("routes: {error}"))?,
+        plans: licensing::config::PlanSettings::plans(&config.plans),
+        enforcement: config.enforcement.enforcement(),
+        answers: Answers::new(config.deny.upgrade_url.clone(), config.deny.status.clone()),
+        grace: config.licenses.grace.get(),
+        on_failure: config.licenses.on_failure,
+        without_tenant: config.tenant.missing == Missing::Allow,
+    })
+}
+
+fn source(settings: &Settings) -> anyhow::Result<Arc<dyn Source>> {
+    match &settings.config.licenses.source {
+        LicenseSource::Postgres(options) => {
+            let url = settings.secrets.read_url().ok_or_else(|| {
+                anyhow!(
+                    "licenses.source is postgres, but neither DOTMAC_LICENSE_DATABASE_URL nor DATABASE_URL \
+                     (nor LICENSE_DB_URL for a read replica) is set"
+                )
+            })?;
+            let options = PoolOptions {
+                max_connections: usize::from(options.max_connections),
+                idle_timeout: options.idle_timeout.get(),
+                timeout: settings.config.licenses.lookup_deadline.get(),
+            };
+            Ok(Arc::new(Postgres::new(url, options)?))
+        }
+        LicenseSource::File(file) => {
+            let path = file.resolve(&settings.file);
+            let plans = settings.config.plans.clone();
+            Ok(Arc::new(FileSource::open(path, plans).map_err(|message| anyhow!(message))?))
+        }
+    }
+}
+
+/// Redis, where its URL is set. Without it every replica asks the source itself.
+fn redis(settings: &Settings) -> anyhow::Result<Option<Redis>> {
+    let licenses = &settings.config.licenses;
+    let Some(url) = &settings.secrets.redis_url else { return Ok(None) };
+    if matches!(licenses.source, LicenseSource::File(_)) {
+        return Ok(None);
+    }
+    let timeout = licenses.lookup_deadline.get() / REDIS_SHARE;
+    let ca_file = licenses.redis.ca_file.as_ref().map(|path| path.to_string_lossy());
+    let redis = Redis::new(url, ca_file.as_deref(), licenses.ttl.get(), timeout, licenses.redis.idle_timeout.get())?;
+    Ok(Some(redis))
+}
+
+fn freshness(config: &Config) -> Freshness {
+    let licenses = &config.licenses;
+    Freshness {
+        fresh_for: licenses.ttl.get().min(licenses.revalidate_after.get()),
+        stale_if_error: licenses.stale_if_error.get(),
+        deadline: licenses.lookup_deadline.get(),
+        memory_bytes: licenses.memory_bytes.bytes(),
+    }
+}
+
+fn upstream(config: &Config) -> anyhow::Result<HttpPeer> {
+    let upstream = &config.upstream;
+    let mut peer = match &upstream.address {
+        UpstreamAddress::Unix(path) => HttpPeer::new_uds(&path.to_string_lossy(), false, String::new())
+            .map_err(|error| anyhow!("upstream.address: {error}"))?,
+        UpstreamAddress::Tcp { .. } => {
+            let address = upstream.address.to_string();
+            let resolved: Option<SocketAddr> =
+                address.to_socket_addrs().with_context(|| format!("upstream.address {address}"))?.next();
+            let Some(resolved) = resolved else { bail!("upstream.address {address} has no address") };
+            HttpPeer::new(resolved, false, String::new())
+        }
+    };
+    peer.options.connection_timeout = Some(upstream.connect_timeout.get());
+    peer.options.total_connection_timeout = Some(upstream.connect_timeout.get());
+    peer.options.read_timeout = Some(upstream.response_timeout.get());
+    peer.options.write_timeout = Some(upstream.response_timeout.get());
+    peer.options.idle_timeout = Some(upstream.idle_timeout.get());
+    Ok(peer)
+}
+
+fn server_conf(config: &Config) -> ServerConf {
+    let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    ServerConf {
+        threads: config.listen.workers.map_or_else(cores, usize::from),
+        max_retries: 1 + usize::from(config.upstream.retries),
+        upstream_keepalive_pool_size: usize::try_from(config.upstream.pool_size).unwrap_or(usize::MAX),
+        // The process ends as soon as nothing is in flight; this is the longest it may take.
+        grace_period_seconds: Some(config.shutdown.timeout.get().as_secs()),
+        graceful_shutdown_timeout_seconds: Some(1),
+        ..ServerConf::default()
+    }
+}
+
+/// Pingora binds in a task of its own and panics there if it can't: better to see it here, and say so.
+fn check_bindable(address: &Address, key: &str) -> anyhow::Result<()> {
+    match address {
+        Address::Tcp(address) => {
+            TcpListener::bind(address).with_context(|| format!("{key} {address}"))?;
+        }
+        Address::Unix(path) => remove_stale_socket(path)?,
+    }
+    Ok(())
+}
+
+/// A socket file that nobody listens on is left from a process that was killed.
+fn remove_stale_socket(path: &std::path::Path) -> anyhow::Result<()> {
+    if path.exists() && std::os::unix::net::UnixStream::connect(path).is_err() {
+        std::fs::remove_file(path).with_context(|| format!("unix:{}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Wait until the proxy's listener accepts connections.
+async fn await_listener(address: Address, listening: Arc<AtomicBool>) {
+    loop {
+        let accepts = match &address {
+            Address::Tcp(address) => {
+                let mut address = *address;
+                if address.ip().is_unspecified() {
+                    let loopback = match address {
+                        SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+                        SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+                    };
+                    address.set_ip(loopback);
+                }
+                tokio::net::TcpStream::connect(address).await.is_ok()
+            }
+            Address::Unix(path) => tokio::net::UnixStream::connect(path).await.is_ok(),
+        };
+        if accepts {
+            listening.store(true, Ordering::Release);
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// SIGTERM: say "not ready", go on accepting until everyone has heard it, then stop. SIGINT: stop at once.
+struct Signals {
+    draining: Arc<AtomicBool>,
+    drain: Duration,
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for Signals {
+    async fn recv(&self) -> ShutdownSignal {
+        let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        else {
+            tracing::error!("signals can't be handled");
+            return ShutdownSignal::FastShutdown;
+        };
+        tokio::select! {
+            _ = terminate.recv() => {
+                self.draining.store(true, Ordering::Release);
+                tracing::info!(drain = ?self.drain, "SIGTERM: not ready any more, still accepting");
+                tokio::select! {
+                    () = tokio::time::sleep(self.drain) => {}
+                    _ = interrupt.recv() => {}
+                }
+            }
+            _ = interrupt.recv() => self.draining.store(true, Ordering::Release),
+        }
+        ShutdownSignal::GracefulTerminate
+    }
+}
+
+/// Ends the process once the listener is closed and nothing is in flight. Pingora itself would sleep a fixed time.
+struct End {
+    metrics: Arc<Metrics>,
+    access_log: Option<AccessLog>,
+    timeout: Duration,
+}
+
+impl End {
+    fn after(self, mut phases: tokio::sync::broadcast::Receiver<pingora::server::ExecutionPhase>) {
+        use pingora::server::ExecutionPhase::{ShutdownGracePeriod, ShutdownRuntimes};
+        while !matches!(phases.blocking_recv(), Ok(ShutdownGracePeriod | ShutdownRuntimes) | Err(_)) {}
+        let deadline = Instant::now() + self.timeout;
+        while self.metrics.in_flight.get() > 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let left = self.metrics.in_flight.get();
+        if left > 0 {
+            tracing::warn!(requests = left, "ending with requests in flight");
+        }
+        if let Some(access_log) = &self.access_log {
+            access_log.flush();
+        }
+        tracing::info!("stopped");
+        std::process::exit(0);
+    }
+}
