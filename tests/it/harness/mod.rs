@@ -1,0 +1,44 @@
+//! Real servers for the tests: Postgres, Redis, a recording upstream and the proxy's own binary.
+//!
+//! A test usually begins with [`World::start`]. Every server listens on the loopback interface only, belongs to one test
+//! (the shared Postgres apart, where the database does), and is gone when the test is, however it ends. A program that is
+//! not installed fails the test with a sentence; nothing is skipped.
+//!
+//! The harness's own sockets are served by threads beside the test's runtime, so a test may block.
+
+#![allow(dead_code, unused_imports, reason = "a vocabulary for tests: not every word is in use at every moment")]
+
+use std::sync::LazyLock;
+
+use tokio::runtime::{Builder, Handle, Runtime};
+
+pub(crate) mod client;
+pub(crate) mod postgres;
+pub(crate) mod process;
+pub(crate) mod proxy;
+pub(crate) mod redis;
+pub(crate) mod tls;
+pub(crate) mod upstream;
+pub(crate) mod wire;
+pub(crate) mod world;
+
+pub(crate) use client::{RawClient, RawResponse};
+pub(crate) use postgres::{Database, Postgres};
+pub(crate) use proxy::Proxy;
+pub(crate) use redis::{Redis, RedisOptions};
+pub(crate) use upstream::{Recorded, Reply, Upstream};
+pub(crate) use wire::Wire;
+pub(crate) use world::{License, World};
+
+/// Where the harness's wires, upstreams and connections run.
+fn background() -> &'static Handle {
+    static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+        Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("harness")
+            .enable_all()
+            .build()
+            .expect("a runtime of two threads")
+    });
+    RUNTIME.handle()
+}

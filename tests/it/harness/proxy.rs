@@ -1,0 +1,405 @@
+//! The real binary as a child process: its configuration, addresses, metrics, log and end.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::client;
+use super::process::{OnOrphaned, Process, free_port, server_dir};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_dotmac-license-proxy");
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// A running `dotmac-license-proxy serve`.
+pub(crate) struct Proxy {
+    process: Process,
+    proxy_port: u16,
+    ops_port: u16,
+    dir: TempDir,
+}
+
+/// What a proxy is started with; a clone starts another with the same.
+#[derive(Clone)]
+pub(crate) struct ProxyBuilder {
+    config: Value,
+    envs: BTreeMap<String, String>,
+    wait: Wait,
+}
+
+/// What counts as started.
+#[derive(Clone, Copy)]
+enum Wait {
+    /// `/readyz` answers 200.
+    Ready,
+    /// `/livez` answers 200.
+    Live,
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// The samples of one scrape.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    samples: Vec<Sample>,
+}
+
+/// One line of the text format.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Sample {
+    pub(crate) name: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) value: f64,
+}
+
+impl Proxy {
+    /// In front of `upstream` (as the configuration spells it), with DotMac's routes and plans.
+    ///
+    /// The stores' addresses are left to the caller: [`ProxyBuilder::env`].
+    pub(crate) fn builder(upstream: &str) -> ProxyBuilder {
+        let feature = |prefix: &str, feature: &str| json!({ "prefix": prefix, "feature": feature });
+        let core = |prefix: &str| json!({ "prefix": prefix, "access": "always" });
+        let config = json!({
+            "version": 1,
+            "listen": { "proxy": "filled in at the start", "ops": "filled in at the start" },
+            "upstream": { "address": upstream },
+            "trusted_proxies": ["127.0.0.0/8"],
+            "tenant": { "sources": [{ "header": "X-Tenant-ID" }] },
+            "licenses": { "source": { "postgres": {} }, "change_feed": "none" },
+            "routes": {
+                "unmatched": "allow",
+                "rules": [
+                    core("/api/v1/network"),
+                    core("/api/v1/billing"),
+                    core("/api/v1/auth"),
+                    feature("/api/v1/crm", "crm"),
+                    feature("/api/v1/tickets", "tickets"),
+                    feature("/api/v1/projects", "projects"),
+                    feature("/api/v1/fieldops", "fieldops"),
+                    feature("/api/v1/analytics", "analytics"),
+                    { "match": { "path": "/api/v1/customers/{id}/tickets", "methods": ["POST"] }, "feature": "tickets" },
+                ],
+            },
+            "plans": [
+                { "name": "starter", "features": ["tickets"] },
+                { "name": "professional", "features": ["crm", "tickets", "projects", "analytics"] },
+                { "name": "enterprise", "features": ["crm", "tickets", "projects", "fieldops", "analytics"] },
+            ],
+        });
+        ProxyBuilder { config, envs: BTreeMap::new(), wait: Wait::Ready }
+    }
+
+    /// `http://127.0.0.1:PORT`, without a slash at the end.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address())
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.proxy_port).into()
+    }
+
+    /// The listener of `/livez`, `/readyz` and `/metrics`.
+    pub(crate) fn ops_url(&self) -> String {
+        format!("http://{}", self.ops_address())
+    }
+
+    pub(crate) fn ops_address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.ops_port).into()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// The file the proxy was started with; writing it anew is how a reload is tested.
+    pub(crate) fn config_file(&self) -> std::path::PathBuf {
+        self.dir.path().join("proxy.yaml")
+    }
+
+    /// A scrape of `/metrics`.
+    pub(crate) async fn metrics(&self) -> Metrics {
+        let response = client::request(self.ops_address(), "GET", "/metrics", &[]).await;
+        assert_eq!(response.status, 200, "{}", response.text());
+        Metrics::parse(&response.text())
+    }
+
+    /// The sum of a metric over all labels, from a scrape of its own; panics when there is none of that name.
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
+        self.metrics().await.sum(name)
+    }
+
+    /// The access log so far: every JSON line on standard output that has a `decision`.
+    pub(crate) fn access_log(&self) -> Vec<Value> {
+        let stdout = self.process.stdout();
+        let lines = stdout.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.filter(|line| line.get("decision").is_some()).collect()
+    }
+
+    /// The first line of the access log that `wanted` accepts, waiting for it, since the log is written in batches.
+    pub(crate) async fn wait_for_log(&self, wanted: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let log = self.access_log();
+            if let Some(line) = log.iter().find(|line| wanted(line)) {
+                return line.clone();
+            }
+            assert!(Instant::now() < deadline, "no such line in the access log:\n{}", self.process.stdout());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub(crate) fn stdout(&self) -> String {
+        self.process.stdout()
+    }
+
+    pub(crate) fn stderr(&self) -> String {
+        self.process.stderr()
+    }
+
+    /// Resident memory now.
+    pub(crate) fn rss_bytes(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    /// The most resident memory it has had.
+    pub(crate) fn peak_rss_bytes(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    /// Sends a signal by name, for example "HUP".
+    pub(crate) fn signal(&mut self, signal: &str) {
+        self.process.signal(signal);
+    }
+
+    /// Asks it to end with SIGTERM and waits for that.
+    pub(crate) async fn terminate(&mut self) -> ExitStatus {
+        self.process.signal("TERM");
+        self.wait(Duration::from_secs(40)).await
+    }
+
+    /// Waits for the end of the process.
+    pub(crate) async fn wait(&mut self, limit: Duration) -> ExitStatus {
+        self.process.wait(limit).await
+    }
+
+    /// The exit status, if the process has ended.
+    pub(crate) fn exited(&mut self) -> Option<ExitStatus> {
+        self.process.exited()
+    }
+
+    fn memory(&self, field: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the proxy is running");
+        let line = status.lines().find(|line| line.starts_with(field)).expect("Linux tells the memory of a process");
+        let kib: u64 = line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number of KiB");
+        kib * 1024
+    }
+}
+
+impl ProxyBuilder {
+    /// Sets a value of the configuration by JSON pointer, `/licenses/ttl`, making objects on the way; an array grows by
+    /// `-` as the last step.
+    pub(crate) fn set(mut self, pointer: &str, value: impl Into<Value>) -> ProxyBuilder {
+        let mut place = &mut self.config;
+        for step in pointer.split('/').skip(1) {
+            let step = step.replace("~1", "/").replace("~0", "~");
+            place = if let Value::Array(items) = place {
+                let index = if step == "-" { items.len() } else { step.parse().expect("an index into an array") };
+                if index == items.len() {
+                    items.push(Value::Null);
+                }
+                &mut items[index]
+            } else {
+                &mut place[step]
+            };
+        }
+        *place = value.into();
+        self
+    }
+
+    /// Takes a key out of the configuration.
+    pub(crate) fn remove(mut self, pointer: &str) -> ProxyBuilder {
+        let (parent, key) = pointer.rsplit_once('/').expect("a JSON pointer");
+        let parent = self.config.pointer_mut(parent).and_then(Value::as_object_mut);
+        parent.and_then(|object| object.remove(key)).unwrap_or_else(|| panic!("{pointer} is not set"));
+        self
+    }
+
+    /// Sets a variable of the proxy's environment; it gets no others but PATH, HOME and TMPDIR.
+    pub(crate) fn env(mut self, name: &str, value: impl Into<String>) -> ProxyBuilder {
+        self.envs.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// Counts the proxy as started when it is alive, for tests in which it cannot become ready.
+    pub(crate) fn wait_for_live_only(mut self) -> ProxyBuilder {
+        self.wait = Wait::Live;
+        self
+    }
+
+    /// Starts the proxy; panics with its error output if it does not.
+    pub(crate) async fn start(&self) -> Proxy {
+        self.try_start()
+            .await
+            .unwrap_or_else(|ended| panic!("the proxy does not start: {}\n{}", ended.status, ended.stderr))
+    }
+
+    /// Starts the proxy, or returns how it ended.
+    pub(crate) async fn try_start(&self) -> Result<Proxy, Ended> {
+        for _ in 0..5 {
+            let mut proxy = self.spawn();
+            let Some(status) = proxy.wait_until_up(self.wait).await else {
+                return Ok(proxy);
+            };
+            let ended = Ended { status, stdout: proxy.stdout(), stderr: proxy.stderr() };
+            let output = format!("{}{}", ended.stdout, ended.stderr).to_lowercase();
+            if !output.contains("address already in use") && !output.contains("addrinuse") {
+                return Err(ended);
+            }
+        }
+        panic!("no free ports for the proxy in five attempts");
+    }
+
+    /// Runs another command of the binary with this configuration and environment: `run(&["migrate"])`.
+    pub(crate) async fn run(&self, arguments: &[&str]) -> Ended {
+        let dir = server_dir();
+        let builder = self.clone().listening_on(free_port(), free_port());
+        std::fs::write(dir.path().join("proxy.yaml"), builder.config_text()).expect("the directory is writable");
+        let config = dir.path().join("proxy.yaml").display().to_string();
+        let envs = builder.env("DOTMAC_LICENSE_CONFIG", config).envs;
+        run_binary(arguments, &envs.into_iter().collect::<Vec<_>>()).await
+    }
+
+    /// The configuration as it is written to the file. JSON is YAML.
+    pub(crate) fn config_text(&self) -> String {
+        serde_json::to_string_pretty(&self.config).expect("a JSON value")
+    }
+
+    fn listening_on(self, proxy_port: u16, ops_port: u16) -> ProxyBuilder {
+        self.set("/listen/proxy", format!("127.0.0.1:{proxy_port}")).set("/listen/ops", format!("127.0.0.1:{ops_port}"))
+    }
+
+    fn spawn(&self) -> Proxy {
+        let dir = server_dir();
+        let (proxy_port, ops_port) = (free_port(), free_port());
+        let builder = self.clone().listening_on(proxy_port, ops_port);
+        let config = dir.path().join("proxy.yaml");
+        std::fs::write(&config, builder.config_text()).expect("the directory is writable");
+        let command = [BINARY, "serve", "--config", &config.display().to_string()].map(str::to_owned);
+        let envs: Vec<_> = builder.envs.into_iter().collect();
+        let process = Process::start("proxy", dir.path(), &command, &envs, OnOrphaned::Kill, None);
+        Proxy { process: process.show_output_on_panic(), proxy_port, ops_port, dir }
+    }
+}
+
+impl Proxy {
+    /// `None` once it is up, the exit status if it ends instead.
+    async fn wait_until_up(&mut self, wait: Wait) -> Option<ExitStatus> {
+        let path = match wait {
+            Wait::Ready => "/readyz",
+            Wait::Live => "/livez",
+        };
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            if let Some(status) = self.process.exited() {
+                return Some(status);
+            }
+            // Nobody may be listening yet.
+            if tokio::net::TcpStream::connect(self.ops_address()).await.is_ok()
+                && client::request(self.ops_address(), "GET", path, &[]).await.status == 200
+            {
+                return None;
+            }
+            assert!(Instant::now() < deadline, "{path} has not answered 200 in {START_LIMIT:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+/// Runs the binary to its end with nothing but these variables (and PATH, HOME, TMPDIR) in its environment.
+pub(crate) async fn run_binary(arguments: &[&str], envs: &[(String, String)]) -> Ended {
+    let dir = server_dir();
+    let command: Vec<String> = std::iter::once(&BINARY).chain(arguments).map(|word| (*word).to_owned()).collect();
+    let mut process = Process::start("proxy", dir.path(), &command, envs, OnOrphaned::Kill, None);
+    let status = process.wait(Duration::from_secs(60)).await;
+    Ended { status, stdout: process.stdout(), stderr: process.stderr() }
+}
+
+impl Metrics {
+    /// Reads the Prometheus text format.
+    pub(crate) fn parse(text: &str) -> Metrics {
+        let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let samples = lines.map(|line| sample(line).unwrap_or_else(|| panic!("not a sample: {line}"))).collect();
+        Metrics { samples }
+    }
+
+    /// Every sample of that name.
+    pub(crate) fn named(&self, name: &str) -> Vec<&Sample> {
+        self.samples.iter().filter(|sample| sample.name == name).collect()
+    }
+
+    /// The sum over all labels; panics when there is no sample of that name.
+    pub(crate) fn sum(&self, name: &str) -> f64 {
+        let samples = self.named(name);
+        assert!(!samples.is_empty(), "no metric is called {name}");
+        samples.iter().map(|sample| sample.value).sum()
+    }
+
+    /// The sum over the samples that have these labels among theirs; `None` when there is none.
+    pub(crate) fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+        let matches = |sample: &&&Sample| {
+            labels.iter().all(|(label, value)| sample.labels.get(*label).is_some_and(|other| other == value))
+        };
+        let samples = self.named(name);
+        let matching: Vec<_> = samples.iter().filter(matches).collect();
+        (!matching.is_empty()).then(|| matching.iter().map(|sample| sample.value).sum())
+    }
+}
+
+/// `name{label="value",…} number [timestamp]`
+fn sample(line: &str) -> Option<Sample> {
+    let (name, mut rest) = line.split_at(line.find(['{', ' '])?);
+    let mut labels = BTreeMap::new();
+    if let Some(inside) = rest.strip_prefix('{') {
+        rest = inside;
+        while !rest.starts_with('}') {
+            let (label, after) = rest.split_once("=\"")?;
+            let (value, after) = quoted(after)?;
+            labels.insert(label.trim_start_matches(',').trim().to_owned(), value);
+            rest = after.trim_start_matches(',');
+        }
+        rest = &rest[1..];
+    }
+    let number = rest.split_whitespace().next()?;
+    let value = match number {
+        "+Inf" => f64::INFINITY,
+        "-Inf" => f64::NEG_INFINITY,
+        number => number.parse().ok()?,
+    };
+    Some(Sample { name: name.to_owned(), labels, value })
+}
+
+/// A label's value up to its closing quote, escapes resolved, and what follows the quote.
+fn quoted(text: &str) -> Option<(String, &str)> {
+    let mut value = String::new();
+    let mut chars = text.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '"' => return Some((value, &text[at + 1..])),
+            '\\' => value.push(match chars.next()?.1 {
+                'n' => '\n',
+                other => other,
+            }),
+            other => value.push(other),
+        }
+    }
+    None
+}

@@ -1,0 +1,5 @@
+//! The proxy tested from outside: its real binary among real servers.
+
+mod decisions;
+mod harness;
+mod harness_selftest;
