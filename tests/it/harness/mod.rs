@@ -24,7 +24,7 @@ pub(crate) mod world;
 
 pub(crate) use client::{RawClient, RawResponse};
 pub(crate) use postgres::{Database, Postgres};
-pub(crate) use proxy::Proxy;
+pub(crate) use proxy::{Proxy, ProxyBuilder};
 pub(crate) use redis::{Redis, RedisOptions};
 pub(crate) use upstream::{Recorded, Reply, Upstream};
 pub(crate) use wire::Wire;
