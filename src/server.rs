@@ -24,7 +24,7 @@ use crate::api::ops::{self, Ops};
 use crate::gate::{Gate, Policy, RulePolicy};
 use crate::licenses::{Freshness, Licenses};
 use crate::metrics::Metrics;
-use crate::proxy::{DrainBounds, Intake, Proxy};
+use crate::proxy::{DrainBounds, Intake, Proxy, Upstream};
 use crate::settings::Settings;
 use crate::stores::{FileSource, PoolOptions, Postgres, Redis, Source};
 
@@ -157,7 +157,7 @@ impl Assembly {
             gate: Arc::clone(&self.gate),
             metrics: Arc::clone(&self.metrics),
             intake: Intake::new(config),
-            upstream: upstream(config)?,
+            upstream: Upstream::new(upstream(config)?),
             drain,
             access_log,
             log_raw_target: config.log.raw_target,

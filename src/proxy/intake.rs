@@ -63,6 +63,9 @@ pub(crate) struct Facts {
     pub(crate) identity: Identity,
     /// Whether the peer is a trusted proxy.
     pub(crate) trusted: bool,
+    /// Whether a header is there that concerns this connection alone (RFC 9110 section 7.6.1), so that pingora has to look
+    /// for what must not be forwarded.
+    pub(crate) hop_by_hop: bool,
     /// Names that are not passed on.
     pub(crate) strip: SmallVec<[HeaderName; 4]>,
 }
@@ -123,9 +126,11 @@ impl Intake {
         }
         let trusted = self.trusts(peer);
         let mut strip = SmallVec::new();
+        let mut hop_by_hop = false;
         let mut bytes = 0;
         for (name, value) in &request.headers {
             bytes += name.as_str().len() + value.len() + 4;
+            hop_by_hop |= is_hop_by_hop(name.as_str());
             match self.passes(name, trusted) {
                 Passes::Yes => {}
                 Passes::No => strip.push(name.clone()),
@@ -136,7 +141,7 @@ impl Intake {
             return Err(Fault::HeadersTooLarge);
         }
         self.check_framing(request, raw_head)?;
-        Ok(Facts { identity: self.identity(request, trusted), trusted, strip })
+        Ok(Facts { identity: self.identity(request, trusted), trusted, hop_by_hop, strip })
     }
 
     /// RFC 9112 sections 3.2 and 6: one Host, one length, and never a length beside a transfer coding.
@@ -223,6 +228,23 @@ impl Intake {
     pub(crate) fn tenant_headers(&self) -> &[HeaderName] {
         &self.tenant_headers
     }
+}
+
+/// Headers that pingora strips or rewrites on their way upstream.
+fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+            | "http2-settings"
+    )
 }
 
 enum Passes {

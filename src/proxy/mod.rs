@@ -15,14 +15,15 @@ use licensing::answer::Failure;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
-use pingora::upstreams::peer::HttpPeer;
+use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
+use self::forward::Forward;
 pub(crate) use self::intake::Intake;
 use self::intake::{Facts, Fault};
 pub(crate) use self::respond::DrainBounds;
 use crate::access_log::{AccessLog, Line, format_time};
-use crate::gate::{Gate, Identity, Ruling};
+use crate::gate::{Gate, Ruling, Step};
 use crate::metrics::Metrics;
 
 /// What the phases share.
@@ -30,7 +31,7 @@ pub(crate) struct Proxy {
     pub(crate) gate: Arc<Gate>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) intake: Intake,
-    pub(crate) upstream: HttpPeer,
+    pub(crate) upstream: Upstream,
     pub(crate) drain: DrainBounds,
     pub(crate) access_log: Option<AccessLog>,
     pub(crate) log_raw_target: bool,
@@ -39,13 +40,32 @@ pub(crate) struct Proxy {
     pub(crate) draining: Arc<std::sync::atomic::AtomicBool>,
 }
 
+/// The upstream, as pingora wants to have it described.
+pub(crate) struct Upstream {
+    /// For requests without hop-by-hop headers: nothing has to be looked for.
+    plain: HttpPeer,
+    /// For all others: pingora strips what is not to be forwarded. Both share one pool of connections.
+    stripping: HttpPeer,
+}
+
+impl Upstream {
+    pub(crate) fn new(peer: HttpPeer) -> Self {
+        let mut plain = peer.clone();
+        plain.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::preserve();
+        Self { plain, stripping: peer }
+    }
+
+    fn peer_for(&self, facts: &Facts) -> &HttpPeer {
+        if facts.hop_by_hop { &self.stripping } else { &self.plain }
+    }
+}
+
 /// What one request gathers on its way.
 pub(crate) struct Context {
     begun: Instant,
     request_id: HeaderValue,
     facts: Option<Facts>,
     ruling: Option<Ruling>,
-    gate_us: u64,
     upstream_status: Option<u16>,
     retried: bool,
     _in_flight: InFlight,
@@ -61,7 +81,6 @@ impl ProxyHttp for Proxy {
             request_id: HeaderValue::from_static(""),
             facts: None,
             ruling: None,
-            gate_us: 0,
             upstream_status: None,
             retried: false,
             _in_flight: InFlight::new(&self.metrics),
@@ -86,14 +105,16 @@ impl ProxyHttp for Proxy {
             Err(Fault::Malformed) => {
                 // What comes after such a request on this connection can't be told apart from its body.
                 session.set_keepalive(None);
-                return self.deny(session, context, self.gate.refuse_framing(Identity::Missing)).await;
+                return self.deny(session, context, self.gate.refuse_framing(context.begun)).await;
             }
             Err(Fault::HeadersTooLarge) => return self.fail(session, context, Failure::HeadersTooLarge).await,
             Err(Fault::TargetTooLong) => return self.fail(session, context, Failure::TargetTooLong).await,
         };
-        let begun = Instant::now();
-        let ruling = self.gate.rule(request.method.as_str(), request.raw_path(), facts.identity).await;
-        context.gate_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let ruling = match self.gate.rule(request.method.as_str(), request.raw_path(), facts.identity, Instant::now()) {
+            Step::Ruled(ruling) => ruling,
+            // Boxed: pingora moves this future about with every request, and hardly any comes here.
+            Step::Ask(question) => Box::pin(self.gate.ask(question)).await,
+        };
         context.facts = Some(facts);
         if ruling.permit.is_none() {
             return self.deny(session, context, ruling).await;
@@ -103,9 +124,9 @@ impl ProxyHttp for Proxy {
     }
 
     async fn upstream_peer(&self, _: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
-        match context.ruling.as_ref().and_then(|ruling| ruling.permit.as_ref()) {
-            Some(_permit) => Ok(Box::new(self.upstream.clone())),
-            None => Error::e_explain(ErrorType::InternalError, "a request without a permit"),
+        match (context.ruling.as_ref().and_then(|ruling| ruling.permit.as_ref()), &context.facts) {
+            (Some(_permit), Some(facts)) => Ok(Box::new(self.upstream.peer_for(facts).clone())),
+            _ => Error::e_explain(ErrorType::InternalError, "a request without a permit"),
         }
     }
 
@@ -118,10 +139,15 @@ impl ProxyHttp for Proxy {
         let (Some(facts), Some(ruling)) = (&context.facts, &context.ruling) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a ruling");
         };
-        let peer = peer_ip(session);
-        let tenant_headers = self.intake.tenant_headers();
-        let id = &context.request_id;
-        forward::rewrite(upstream, session.req_header(), facts, ruling, tenant_headers, id, peer)
+        let forward = Forward {
+            downstream: session.req_header(),
+            facts,
+            ruling,
+            tenant_headers: self.intake.tenant_headers(),
+            request_id: &context.request_id,
+            peer: peer_ip(session),
+        };
+        forward.rewrite(upstream)
     }
 
     async fn upstream_response_filter(
@@ -246,7 +272,7 @@ impl Proxy {
             mode: ruling.map_or_else(|| self.gate.policy().enforcement.mode(), |ruling| ruling.mode).as_str(),
             config_hash: &self.config_hash,
             upstream_status: context.upstream_status,
-            gate_us: context.gate_us,
+            gate_us: ruling.map_or(0, |ruling| u64::try_from(ruling.took.as_micros()).unwrap_or(u64::MAX)),
             total_ms: (elapsed.as_secs_f64() * 1e6).round() / 1e3,
             target: self.log_raw_target.then_some(&*target),
         });
