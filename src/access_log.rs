@@ -15,11 +15,9 @@ const FLUSH_INTERVAL: Duration = Duration::from_millis(200);
 /// stop requests or eat memory.
 const MAX_BUFFERED: usize = 4 << 20;
 
-/// One line. A member that is unknown is null.
+/// One line, behind its time. A member that is unknown is null.
 #[derive(Serialize)]
 pub(crate) struct Line<'a> {
-    /// When the request's headers had been read, RFC 3339.
-    pub ts: &'a str,
     /// The request's id, also the upstream's.
     pub request_id: &'a str,
     /// From `traceparent` (W3C Trace Context).
@@ -68,8 +66,21 @@ pub(crate) struct Line<'a> {
 /// Where lines are gathered.
 #[derive(Clone)]
 pub(crate) struct AccessLog {
-    buffer: Arc<Mutex<Vec<u8>>>,
+    buffer: Arc<Mutex<Buffer>>,
     dropped: IntCounter,
+}
+
+#[derive(Default)]
+struct Buffer {
+    lines: Vec<u8>,
+    clock: Clock,
+}
+
+/// Writes times as RFC 3339 in UTC with milliseconds. Requests of the same second share all but these.
+#[derive(Default)]
+struct Clock {
+    second: u64,
+    text: String,
 }
 
 impl AccessLog {
@@ -84,7 +95,7 @@ impl AccessLog {
             let mut sink = sink;
             let mut lines = Vec::new();
             while let Some(buffer) = buffer.upgrade() {
-                std::mem::swap(&mut *buffer.lock(), &mut lines);
+                std::mem::swap(&mut buffer.lock().lines, &mut lines);
                 drop(buffer);
                 if !lines.is_empty() {
                     // Whoever closed our standard output does not want the lines.
@@ -97,32 +108,71 @@ impl AccessLog {
         Ok(log)
     }
 
-    /// Put down one line.
-    pub(crate) fn write(&self, line: &Line<'_>) {
+    /// Put down one line: a request whose headers had been read at `begun`.
+    pub(crate) fn write(&self, begun: SystemTime, line: &Line<'_>) {
         let mut buffer = self.buffer.lock();
-        if buffer.len() > MAX_BUFFERED {
+        let Buffer { lines, clock } = &mut *buffer;
+        if lines.len() > MAX_BUFFERED {
             self.dropped.inc();
             return;
         }
-        let before = buffer.len();
-        if serde_json::to_writer(&mut *buffer, line).is_ok() {
-            buffer.push(b'\n');
+        let start = lines.len();
+        lines.extend_from_slice(b"{\"ts\":\"");
+        clock.write(begun, lines);
+        lines.push(b'"');
+        let members = lines.len();
+        if serde_json::to_writer(&mut *lines, line).is_ok() {
+            // The object's members follow those already there.
+            lines[members] = b',';
+            lines.push(b'\n');
         } else {
-            buffer.truncate(before);
+            lines.truncate(start);
         }
     }
 
     /// Wait until everything put down so far has been taken up for writing. For the end of the program.
     pub(crate) fn flush(&self) {
         let deadline = std::time::Instant::now() + 5 * FLUSH_INTERVAL;
-        while !self.buffer.lock().is_empty() && std::time::Instant::now() < deadline {
+        while !self.buffer.lock().lines.is_empty() && std::time::Instant::now() < deadline {
             std::thread::sleep(FLUSH_INTERVAL / 10);
         }
         std::thread::sleep(FLUSH_INTERVAL / 10);
     }
 }
 
-/// `now` as RFC 3339 in UTC with milliseconds.
-pub(crate) fn format_time(now: SystemTime) -> String {
-    jiff::Timestamp::try_from(now).map(|time| format!("{time:.3}")).unwrap_or_default()
+impl Clock {
+    fn write(&mut self, time: SystemTime, out: &mut Vec<u8>) {
+        let since_epoch = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        if self.second != since_epoch.as_secs() || self.text.is_empty() {
+            self.second = since_epoch.as_secs();
+            let second = i64::try_from(self.second).unwrap_or_default();
+            self.text = jiff::Timestamp::from_second(second).unwrap_or_default().to_string();
+            self.text.pop();
+        }
+        out.extend_from_slice(self.text.as_bytes());
+        let millis = since_epoch.subsec_millis();
+        let digit = |place: u32| b'0' + u8::try_from(millis / place % 10).unwrap_or_default();
+        out.extend_from_slice(&[b'.', digit(100), digit(10), digit(1), b'Z']);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_rfc_3339_with_milliseconds() {
+        let mut clock = Clock::default();
+        for (millis, expected) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (7, "1970-01-01T00:00:00.007Z"),
+            (1_790_000_000_120, "2026-09-21T14:13:20.120Z"),
+            (1_790_000_000_999, "2026-09-21T14:13:20.999Z"),
+            (1_790_000_001_000, "2026-09-21T14:13:21.000Z"),
+        ] {
+            let mut out = Vec::new();
+            clock.write(SystemTime::UNIX_EPOCH + Duration::from_millis(millis), &mut out);
+            assert_eq!(String::from_utf8_lossy(&out), expected);
+        }
+    }
 }

@@ -5,6 +5,7 @@ mod intake;
 mod request_id;
 mod respond;
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -22,7 +23,7 @@ use self::forward::Forward;
 pub(crate) use self::intake::Intake;
 use self::intake::{Facts, Fault};
 pub(crate) use self::respond::DrainBounds;
-use crate::access_log::{AccessLog, Line, format_time};
+use crate::access_log::{AccessLog, Line};
 use crate::gate::{Gate, Ruling, Step};
 use crate::metrics::Metrics;
 
@@ -248,34 +249,40 @@ impl Proxy {
         let ruling = context.ruling.as_ref();
         let entry = ruling.and_then(|ruling| ruling.entry.as_ref());
         let target = String::from_utf8_lossy(request.raw_path());
-        let tenant = ruling.and_then(|ruling| ruling.tenant).map(|tenant| tenant.to_string());
-        let ts = format_time(SystemTime::now().checked_sub(elapsed).unwrap_or_else(SystemTime::now));
-        log.write(&Line {
-            ts: &ts,
-            request_id: context.request_id.to_str().unwrap_or_default(),
-            trace_id: trace_id(request),
-            tenant_id: tenant.as_deref(),
-            method: request.method.as_str(),
-            path: target.split('?').next().unwrap_or_default(),
-            status: session.response_written().map_or(0, |head| head.status.as_u16()),
-            decision: ruling.map_or("refused", |ruling| ruling.outcome.as_str()),
-            reason: ruling.and_then(|ruling| ruling.reason).map(licensing::reason::Reason::name),
-            feature: ruling.and_then(|ruling| ruling.feature.as_deref()),
-            rule: ruling.and_then(|ruling| ruling.rule.as_deref()),
-            plan: entry.map(|entry| &*entry.license.plan),
-            revision: entry.map(|entry| entry.license.revision),
-            layer: ruling.and_then(|ruling| ruling.layer).map(crate::licenses::Layer::as_str),
-            license_age_ms: ruling
-                .and_then(|ruling| ruling.age)
-                .map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
-            fallback: ruling.and_then(|ruling| ruling.fallback),
-            mode: ruling.map_or_else(|| self.gate.policy().enforcement.mode(), |ruling| ruling.mode).as_str(),
-            config_hash: &self.config_hash,
-            upstream_status: context.upstream_status,
-            gate_us: ruling.map_or(0, |ruling| u64::try_from(ruling.took.as_micros()).unwrap_or(u64::MAX)),
-            total_ms: (elapsed.as_secs_f64() * 1e6).round() / 1e3,
-            target: self.log_raw_target.then_some(&*target),
-        });
+        // Where there is a licence its tenant has been written already.
+        let tenant = match (entry, ruling.and_then(|ruling| ruling.tenant)) {
+            (Some(entry), _) => entry.tenant_header.to_str().ok().map(Cow::Borrowed),
+            (None, tenant) => tenant.map(|tenant| Cow::Owned(tenant.to_string())),
+        };
+        let begun = SystemTime::now().checked_sub(elapsed).unwrap_or(SystemTime::UNIX_EPOCH);
+        log.write(
+            begun,
+            &Line {
+                request_id: context.request_id.to_str().unwrap_or_default(),
+                trace_id: trace_id(request),
+                tenant_id: tenant.as_deref(),
+                method: request.method.as_str(),
+                path: target.split('?').next().unwrap_or_default(),
+                status: session.response_written().map_or(0, |head| head.status.as_u16()),
+                decision: ruling.map_or("refused", |ruling| ruling.outcome.as_str()),
+                reason: ruling.and_then(|ruling| ruling.reason).map(licensing::reason::Reason::name),
+                feature: ruling.and_then(|ruling| ruling.feature.as_deref()),
+                rule: ruling.and_then(|ruling| ruling.rule.as_deref()),
+                plan: entry.map(|entry| &*entry.license.plan),
+                revision: entry.map(|entry| entry.license.revision),
+                layer: ruling.and_then(|ruling| ruling.layer).map(crate::licenses::Layer::as_str),
+                license_age_ms: ruling
+                    .and_then(|ruling| ruling.age)
+                    .map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+                fallback: ruling.and_then(|ruling| ruling.fallback),
+                mode: ruling.map_or_else(|| self.gate.policy().enforcement.mode(), |ruling| ruling.mode).as_str(),
+                config_hash: &self.config_hash,
+                upstream_status: context.upstream_status,
+                gate_us: ruling.map_or(0, |ruling| u64::try_from(ruling.took.as_micros()).unwrap_or(u64::MAX)),
+                total_ms: (elapsed.as_secs_f64() * 1e6).round() / 1e3,
+                target: self.log_raw_target.then_some(&*target),
+            },
+        );
     }
 }
 
