@@ -6,7 +6,7 @@ use futures::future::join_all;
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::harness::{License, Postgres, Proxy, ProxyBuilder, Redis, RedisOptions, World, world};
+use crate::harness::{License, Postgres, Proxy, ProxyBuilder, Redis, RedisOptions, World, client, world};
 
 /// How often the proxies have asked Postgres for a licence.
 fn asked_postgres(world: &World) -> usize {
@@ -402,8 +402,39 @@ async fn connections_are_lazy_bounded_and_given_back() {
         assert!(tokio::time::Instant::now() < deadline, "idle connections stay open");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    let mut redis = world.redis.connect().await;
+    loop {
+        let clients: String = redis::cmd("CLIENT").arg("LIST").query_async(&mut redis).await.expect("the clients");
+        if clients.lines().count() == 1 {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "the idle connection to Redis stays open: {clients}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     world.postgres_wire.restore();
     assert_eq!(world.get("/api/v1/crm", world.tenant("starter").await).await.status, 402);
+}
+
+/// Stores that hang hold no request beyond the deadline, and once that is known to be an outage not at all.
+#[tokio::test]
+async fn hanging_stores_are_waited_for_within_the_deadline() {
+    let world = World::start_with(|builder| builder.set("/licenses/lookup_deadline", "300ms")).await;
+    assert_eq!(world.get("/api/v1/crm", world.tenant("starter").await).await.status, 402);
+    world.postgres_wire.freeze();
+    world.redis_wire.freeze();
+    let begun = tokio::time::Instant::now();
+    let answer = world.get("/api/v1/crm", Uuid::new_v4()).await;
+    let took = begun.elapsed();
+    assert_eq!((answer.status, &answer.json()["reason"]), (503, &json!("store_unavailable")), "not an outage yet");
+    assert!(took >= Duration::from_millis(290) && took < Duration::from_secs(3), "{took:?}");
+    wait_for_outage(&world.proxy).await;
+    let cold = Uuid::new_v4().to_string();
+    let headers = [("X-Tenant-ID", cold.as_str()), ("X-Request-ID", "in-the-outage")];
+    let answer = client::request(world.proxy.address(), "GET", "/api/v1/crm", &headers).await;
+    assert_eq!(answer.status, 200, "on_failure: allow");
+    let line = world.proxy.wait_for_log(|line| line["request_id"] == "in-the-outage").await;
+    assert_eq!(line["fallback"], "open");
+    assert!(line["gate_us"].as_u64().is_some_and(|gate_us| gate_us < 290_000), "{line}");
 }
 
 /// A request finds the stores down; a probe confirms it.
