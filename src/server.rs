@@ -108,14 +108,16 @@ impl Assembly {
         server.add_service(service);
 
         let phases = server.watch_execution_phase();
-        let end = End { metrics: Arc::clone(&self.metrics), access_log, timeout: config.shutdown.timeout.get() };
+        let drain = config.shutdown.drain.get();
+        let timeout = config.shutdown.timeout.get().saturating_sub(drain);
+        let end = End { metrics: Arc::clone(&self.metrics), access_log, timeout };
         std::thread::Builder::new().name("shutdown".to_owned()).spawn(move || end.after(phases))?;
         tracing::info!(
             proxy = %config.listen.proxy, ops = %config.listen.ops, upstream = %config.upstream.address,
             mode = config.enforcement.mode.as_str(), config_hash = self.settings.config_hash(),
             "serving"
         );
-        let shutdown_signal = Box::new(Signals { draining: self.draining, drain: config.shutdown.drain.get() });
+        let shutdown_signal = Box::new(Signals { draining: self.draining, drain });
         server.run(RunArgs { shutdown_signal });
         Ok(())
     }
@@ -351,6 +353,7 @@ impl ShutdownSignalWatch for Signals {
 struct End {
     metrics: Arc<Metrics>,
     access_log: Option<AccessLog>,
+    /// How long in-flight requests may still take.
     timeout: Duration,
 }
 
