@@ -64,6 +64,7 @@ impl Upstream {
 /// What one request gathers on its way.
 pub(crate) struct Context {
     begun: Instant,
+    begun_wall: SystemTime,
     request_id: HeaderValue,
     facts: Option<Facts>,
     ruling: Option<Ruling>,
@@ -79,6 +80,7 @@ impl ProxyHttp for Proxy {
     fn new_ctx(&self) -> Context {
         Context {
             begun: Instant::now(),
+            begun_wall: SystemTime::now(),
             request_id: HeaderValue::from_static(""),
             facts: None,
             ruling: None,
@@ -254,35 +256,30 @@ impl Proxy {
             (Some(entry), _) => entry.tenant_header.to_str().ok().map(Cow::Borrowed),
             (None, tenant) => tenant.map(|tenant| Cow::Owned(tenant.to_string())),
         };
-        let begun = SystemTime::now().checked_sub(elapsed).unwrap_or(SystemTime::UNIX_EPOCH);
-        log.write(
-            begun,
-            &Line {
-                request_id: context.request_id.to_str().unwrap_or_default(),
-                trace_id: trace_id(request),
-                tenant_id: tenant.as_deref(),
-                method: request.method.as_str(),
-                path: target.split('?').next().unwrap_or_default(),
-                status: session.response_written().map_or(0, |head| head.status.as_u16()),
-                decision: ruling.map_or("refused", |ruling| ruling.outcome.as_str()),
-                reason: ruling.and_then(|ruling| ruling.reason).map(licensing::reason::Reason::name),
-                feature: ruling.and_then(|ruling| ruling.feature.as_deref()),
-                rule: ruling.and_then(|ruling| ruling.rule.as_deref()),
-                plan: entry.map(|entry| &*entry.license.plan),
-                revision: entry.map(|entry| entry.license.revision),
-                layer: ruling.and_then(|ruling| ruling.layer).map(crate::licenses::Layer::as_str),
-                license_age_ms: ruling
-                    .and_then(|ruling| ruling.age)
-                    .map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
-                fallback: ruling.and_then(|ruling| ruling.fallback),
-                mode: ruling.map_or_else(|| self.gate.policy().enforcement.mode(), |ruling| ruling.mode).as_str(),
-                config_hash: &self.config_hash,
-                upstream_status: context.upstream_status,
-                gate_us: ruling.map_or(0, |ruling| u64::try_from(ruling.took.as_micros()).unwrap_or(u64::MAX)),
-                total_ms: (elapsed.as_secs_f64() * 1e6).round() / 1e3,
-                target: self.log_raw_target.then_some(&*target),
-            },
-        );
+        log.write(&Line {
+            begun: context.begun_wall,
+            request_id: context.request_id.to_str().unwrap_or_default(),
+            trace_id: trace_id(request),
+            tenant_id: tenant.as_deref(),
+            method: request.method.as_str(),
+            path: target.split('?').next().unwrap_or_default(),
+            status: session.response_written().map_or(0, |head| head.status.as_u16()),
+            decision: ruling.map_or("refused", |ruling| ruling.outcome.as_str()),
+            reason: ruling.and_then(|ruling| ruling.reason).map(licensing::reason::Reason::name),
+            feature: ruling.and_then(|ruling| ruling.feature.as_deref()),
+            rule: ruling.and_then(|ruling| ruling.rule.as_deref()),
+            plan: entry.map(|entry| &*entry.license.plan),
+            revision: entry.map(|entry| entry.license.revision),
+            layer: ruling.and_then(|ruling| ruling.layer).map(crate::licenses::Layer::as_str),
+            license_age: ruling.and_then(|ruling| ruling.age),
+            fallback: ruling.and_then(|ruling| ruling.fallback),
+            mode: ruling.map_or_else(|| self.gate.policy().enforcement.mode(), |ruling| ruling.mode).as_str(),
+            config_hash: &self.config_hash,
+            upstream_status: context.upstream_status,
+            gate: ruling.map_or(std::time::Duration::ZERO, |ruling| ruling.took),
+            total: elapsed,
+            target: self.log_raw_target.then_some(&*target),
+        });
     }
 }
 
