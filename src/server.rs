@@ -24,7 +24,7 @@ use crate::api::ops::{self, Ops};
 use crate::gate::{Gate, Policy, RulePolicy};
 use crate::licenses::{Freshness, Licenses};
 use crate::metrics::Metrics;
-use crate::proxy::{DrainBounds, Intake, Proxy, Upstream};
+use crate::proxy::{Connections, DrainBounds, Intake, Proxy, Upstream};
 use crate::settings::Settings;
 use crate::stores::{FileSource, PoolOptions, Postgres, Redis, Source};
 
@@ -148,11 +148,7 @@ impl Assembly {
         Ok(())
     }
 
-    fn proxy_service(
-        &self,
-        server: &Server,
-        access_log: Option<AccessLog>,
-    ) -> anyhow::Result<Service<pingora::proxy::HttpProxy<Proxy>>> {
+    fn proxy_service(&self, server: &Server, access_log: Option<AccessLog>) -> anyhow::Result<Service<Connections>> {
         let config = &self.settings.config;
         let drain = DrainBounds { bytes: config.limits.drain_bytes.bytes(), time: config.limits.drain_timeout.get() };
         let proxy = Proxy {
@@ -170,7 +166,7 @@ impl Assembly {
         let mut options = HttpServerOptions::default();
         options.h2c = true;
         proxy.server_options = Some(options);
-        Ok(Service::new("proxy".to_owned(), proxy))
+        Ok(Service::new("proxy".to_owned(), Connections::new(proxy)))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Pingora's phases, and nothing else: each asks the module whose business it is.
 
+mod connection;
 mod forward;
 mod intake;
 mod request_id;
@@ -19,6 +20,7 @@ use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
+pub(crate) use self::connection::Connections;
 use self::forward::Forward;
 pub(crate) use self::intake::Intake;
 use self::intake::{Facts, Fault};
@@ -95,6 +97,9 @@ impl ProxyHttp for Proxy {
         if self.draining.load(std::sync::atomic::Ordering::Relaxed) {
             session.set_keepalive(None);
         }
+        // Without it pingora drops what a client sends before it has read its answer: the next request, or, where the
+        // upgrade to a WebSocket is under way, its first messages.
+        session.set_pipelining_enabled(true);
         context.request_id = request_id::of(session.req_header());
         let request = session.req_header();
         if request.method == Method::OPTIONS && request.raw_path() == b"*" {

@@ -1,6 +1,7 @@
 //! The proxy tested from outside: its real binary among real servers.
 
 mod decisions;
+mod forwarding;
 mod harness;
 mod harness_selftest;
 mod layers;
