@@ -5,6 +5,7 @@ mod forward;
 mod intake;
 mod request_id;
 mod respond;
+mod upgrade;
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -129,9 +130,13 @@ impl ProxyHttp for Proxy {
         Ok(false)
     }
 
-    async fn upstream_peer(&self, _: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, session: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
         match (context.ruling.as_ref().and_then(|ruling| ruling.permit.as_ref()), &context.facts) {
-            (Some(_permit), Some(facts)) => Ok(Box::new(self.upstream.peer_for(facts).clone())),
+            (Some(_permit), Some(facts)) => {
+                let upstream = self.upstream.peer_for(facts);
+                let upgrade = session.is_upgrade_req();
+                Ok(Box::new(if upgrade { upgrade::peer_for_upgrade(upstream) } else { upstream.clone() }))
+            }
             _ => Error::e_explain(ErrorType::InternalError, "a request without a permit"),
         }
     }
@@ -158,10 +163,12 @@ impl ProxyHttp for Proxy {
 
     async fn upstream_response_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         context: &mut Context,
     ) -> Result<()> {
+        // A connection whose request has not been read to its end is closed after the answer, which a 100 is not.
+        session.set_close_on_response_before_downstream_finish(!response.status.is_informational());
         context.upstream_status = Some(response.status.as_u16());
         Ok(())
     }

@@ -5,3 +5,4 @@ mod forwarding;
 mod harness;
 mod harness_selftest;
 mod layers;
+mod streaming;
