@@ -265,8 +265,8 @@ fn server_conf(config: &Config) -> ServerConf {
         threads: config.listen.workers.map_or_else(cores, usize::from),
         max_retries: 1 + usize::from(config.upstream.retries),
         upstream_keepalive_pool_size: usize::try_from(config.upstream.pool_size).unwrap_or(usize::MAX),
-        // The process ends as soon as nothing is in flight; this is the longest it may take.
-        grace_period_seconds: Some(config.shutdown.timeout.get().as_secs()),
+        // `End` ends the process, at `shutdown.timeout` at the latest; pingora must not do so before, the log unwritten.
+        grace_period_seconds: Some(config.shutdown.timeout.get().as_secs() + 5),
         graceful_shutdown_timeout_seconds: Some(1),
         ..ServerConf::default()
     }

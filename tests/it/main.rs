@@ -7,4 +7,5 @@ mod framing;
 mod harness;
 mod harness_selftest;
 mod layers;
+mod lifecycle;
 mod streaming;
