@@ -24,7 +24,7 @@ use crate::api::ops::{self, Ops};
 use crate::gate::{Gate, Policy, RulePolicy};
 use crate::licenses::{Freshness, Licenses};
 use crate::metrics::Metrics;
-use crate::proxy::{DrainBounds, Intake, Proxy, Upstream};
+use crate::proxy::{Connections, DrainBounds, Intake, Proxy, Upstream};
 use crate::settings::Settings;
 use crate::stores::{FileSource, PoolOptions, Postgres, Redis, Source};
 
@@ -148,11 +148,7 @@ impl Assembly {
         Ok(())
     }
 
-    fn proxy_service(
-        &self,
-        server: &Server,
-        access_log: Option<AccessLog>,
-    ) -> anyhow::Result<Service<pingora::proxy::HttpProxy<Proxy>>> {
+    fn proxy_service(&self, server: &Server, access_log: Option<AccessLog>) -> anyhow::Result<Service<Connections>> {
         let config = &self.settings.config;
         let drain = DrainBounds { bytes: config.limits.drain_bytes.bytes(), time: config.limits.drain_timeout.get() };
         let proxy = Proxy {
@@ -170,7 +166,7 @@ impl Assembly {
         let mut options = HttpServerOptions::default();
         options.h2c = true;
         proxy.server_options = Some(options);
-        Ok(Service::new("proxy".to_owned(), proxy))
+        Ok(Service::new("proxy".to_owned(), Connections::new(proxy)))
     }
 }
 
@@ -269,8 +265,8 @@ fn server_conf(config: &Config) -> ServerConf {
         threads: config.listen.workers.map_or_else(cores, usize::from),
         max_retries: 1 + usize::from(config.upstream.retries),
         upstream_keepalive_pool_size: usize::try_from(config.upstream.pool_size).unwrap_or(usize::MAX),
-        // The process ends as soon as nothing is in flight; this is the longest it may take.
-        grace_period_seconds: Some(config.shutdown.timeout.get().as_secs()),
+        // `End` ends the process, at `shutdown.timeout` at the latest; pingora must not do so before, the log unwritten.
+        grace_period_seconds: Some(config.shutdown.timeout.get().as_secs() + 5),
         graceful_shutdown_timeout_seconds: Some(1),
         ..ServerConf::default()
     }

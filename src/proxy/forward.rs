@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use http::header::HOST;
+use http::header::{COOKIE, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use pingora::Result;
 use pingora::http::RequestHeader;
@@ -54,6 +54,9 @@ impl Forward<'_> {
     fn rewrite_headers(&self, headers: &mut HeaderMap) {
         for name in &self.facts.strip {
             headers.remove(name);
+        }
+        if self.downstream.version == Version::HTTP_2 {
+            join_cookies(headers);
         }
         headers.reserve(8);
         self.tell_tenant(headers);
@@ -118,6 +121,17 @@ impl Forward<'_> {
         {
             headers.insert(X_FORWARDED_HOST, host);
         }
+    }
+}
+
+/// HTTP/2 may cut a cookie header into several; outside of it they are one (RFC 9113 section 8.2.3), and many a backend
+/// reads the first alone.
+fn join_cookies(headers: &mut HeaderMap) {
+    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, joined);
     }
 }
 

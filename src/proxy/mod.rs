@@ -1,9 +1,11 @@
 //! Pingora's phases, and nothing else: each asks the module whose business it is.
 
+mod connection;
 mod forward;
 mod intake;
 mod request_id;
 mod respond;
+mod upgrade;
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -19,6 +21,7 @@ use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
+pub(crate) use self::connection::Connections;
 use self::forward::Forward;
 pub(crate) use self::intake::Intake;
 use self::intake::{Facts, Fault};
@@ -97,6 +100,9 @@ impl ProxyHttp for Proxy {
         if self.draining.load(std::sync::atomic::Ordering::Relaxed) {
             session.set_keepalive(None);
         }
+        // Without it pingora drops what a client sends before it has read its answer: the next request, or, where the
+        // upgrade to a WebSocket is under way, its first messages.
+        session.set_pipelining_enabled(true);
         context.request_id = request_id::of(session.req_header());
         let request = session.req_header();
         if request.method == Method::OPTIONS && request.raw_path() == b"*" {
@@ -126,9 +132,13 @@ impl ProxyHttp for Proxy {
         Ok(false)
     }
 
-    async fn upstream_peer(&self, _: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, session: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
         match (context.ruling.as_ref().and_then(|ruling| ruling.permit.as_ref()), &context.facts) {
-            (Some(_permit), Some(facts)) => Ok(Box::new(self.upstream.peer_for(facts).clone())),
+            (Some(_permit), Some(facts)) => {
+                let upstream = self.upstream.peer_for(facts);
+                let upgrade = session.is_upgrade_req();
+                Ok(Box::new(if upgrade { upgrade::peer_for_upgrade(upstream) } else { upstream.clone() }))
+            }
             _ => Error::e_explain(ErrorType::InternalError, "a request without a permit"),
         }
     }
@@ -155,10 +165,12 @@ impl ProxyHttp for Proxy {
 
     async fn upstream_response_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         context: &mut Context,
     ) -> Result<()> {
+        // A connection whose request has not been read to its end is closed after the answer, which a 100 is not.
+        session.set_close_on_response_before_downstream_finish(!response.status.is_informational());
         context.upstream_status = Some(response.status.as_u16());
         Ok(())
     }
