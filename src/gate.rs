@@ -76,8 +76,6 @@ pub(crate) struct Ruling {
     pub feature: Option<Arc<str>>,
     /// The rule that decided, as the access log names it.
     pub rule: Option<Arc<str>>,
-    /// Whose request it is; only what a configured source said.
-    pub tenant: Option<TenantId>,
     /// The licence it was decided on.
     pub entry: Option<Arc<Entry>>,
     /// Where that came from.
@@ -241,7 +239,6 @@ impl Gate {
             reason: denial.map(|denial| denial.reason),
             feature: feature.map(|feature| Arc::clone(feature)),
             rule: case.rule.map(Arc::clone),
-            tenant: case.identity.tenant(),
             age: entry.as_ref().map(|entry| entry.age(case.begun)),
             layer,
             fallback: if failed_open { Some("open") } else { stale.then_some("stale") },

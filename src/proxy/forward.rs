@@ -1,17 +1,17 @@
 //! What the upstream is told: who asks, on what licence, where from, under which request id.
 
-use std::net::IpAddr;
+use std::cell::RefCell;
+use std::net::{IpAddr, Ipv4Addr};
 
-use http::header::{COOKIE, HOST};
-use http::{HeaderMap, HeaderName, HeaderValue, Version};
+use http::header::COOKIE;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use pingora::Result;
 use pingora::http::RequestHeader;
 
-use super::intake::Facts;
+use super::intake::{Facts, X_TENANT_ID};
 use crate::gate::Ruling;
 use crate::metrics::Outcome;
 
-const X_TENANT_ID: HeaderName = HeaderName::from_static("x-tenant-id");
 const X_LICENSE_PLAN: HeaderName = HeaderName::from_static("x-license-plan");
 const X_LICENSE_FEATURES: HeaderName = HeaderName::from_static("x-license-features");
 const X_LICENSE_FALLBACK: HeaderName = HeaderName::from_static("x-license-fallback");
@@ -23,13 +23,12 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 
 /// Everything that the upstream's headers depend on.
 pub(super) struct Forward<'a> {
-    pub(super) downstream: &'a RequestHeader,
     pub(super) facts: &'a Facts,
     pub(super) ruling: &'a Ruling,
     /// The headers that may name the tenant.
     pub(super) tenant_headers: &'a [HeaderName],
     pub(super) request_id: &'a HeaderValue,
-    pub(super) peer: Option<IpAddr>,
+    pub(super) is_http2: bool,
 }
 
 impl Forward<'_> {
@@ -55,7 +54,7 @@ impl Forward<'_> {
         for name in &self.facts.strip {
             headers.remove(name);
         }
-        if self.downstream.version == Version::HTTP_2 {
+        if self.is_http2 {
             join_cookies(headers);
         }
         headers.reserve(8);
@@ -67,26 +66,25 @@ impl Forward<'_> {
 
     /// The tenant in canonical form, under `X-Tenant-ID` and under every header that it may be named by.
     fn tell_tenant(&self, headers: &mut HeaderMap) {
-        let ruling = self.ruling;
-        let value = match (&ruling.entry, ruling.tenant) {
-            (Some(entry), _) => entry.tenant_header.clone(),
-            (None, Some(tenant)) => ascii(&tenant.to_string()),
+        match &self.facts.tenant {
+            Some(_) if self.facts.tenant_in_place => {}
+            Some(tenant) => {
+                for name in self.tenant_headers {
+                    if headers.contains_key(name) {
+                        headers.insert(name, tenant.clone());
+                    }
+                }
+                headers.insert(X_TENANT_ID, tenant.clone());
+            }
             // A refusal that is not acted on yet leaves the request as it came.
-            (None, None) if ruling.outcome == Outcome::Shadowed => return,
-            (None, None) => {
+            None if self.ruling.outcome == Outcome::Shadowed => {}
+            None => {
                 headers.remove(X_TENANT_ID);
                 for name in self.tenant_headers {
                     headers.remove(name);
                 }
-                return;
-            }
-        };
-        for name in self.tenant_headers {
-            if *name != X_TENANT_ID && headers.contains_key(name) {
-                headers.insert(name, value.clone());
             }
         }
-        headers.insert(X_TENANT_ID, value);
     }
 
     fn tell_licence(&self, headers: &mut HeaderMap) {
@@ -104,22 +102,17 @@ impl Forward<'_> {
 
     /// `X-Forwarded-*`: what a trusted proxy said is kept and its own address appended; anyone else's word was stripped.
     fn tell_origin(&self, headers: &mut HeaderMap) {
-        let trusted = self.facts.trusted;
-        if let Some(peer) = self.peer {
-            let before = trusted.then(|| joined(self.downstream, &X_FORWARDED_FOR)).flatten();
-            let value = match before {
-                Some(before) => ascii(&format!("{before}, {peer}")),
-                None => ascii(&peer.to_string()),
-            };
-            headers.insert(X_FORWARDED_FOR, value);
+        let Facts { peer, forwarded, host, .. } = self.facts;
+        if let Some(peer) = *peer {
+            headers.insert(X_FORWARDED_FOR, chain(&forwarded.chain, peer));
         }
-        if !(trusted && headers.contains_key(X_FORWARDED_PROTO)) {
+        if !forwarded.proto {
             headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
         }
-        if !(trusted && headers.contains_key(X_FORWARDED_HOST))
-            && let Some(host) = host(self.downstream)
+        if let Some(host) = host
+            && !forwarded.host
         {
-            headers.insert(X_FORWARDED_HOST, host);
+            headers.insert(X_FORWARDED_HOST, host.clone());
         }
     }
 }
@@ -135,17 +128,23 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// All values of a list header as one (RFC 9110 section 5.3).
-fn joined(request: &RequestHeader, name: &HeaderName) -> Option<String> {
-    let values: Vec<&str> = request.headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect();
-    (!values.is_empty()).then(|| values.join(", "))
-}
-
-fn host(request: &RequestHeader) -> Option<HeaderValue> {
-    if request.version == Version::HTTP_2 {
-        return request.uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
+/// `X-Forwarded-For`: the proxies before (all values of a list header are one, RFC 9110 section 5.3), then the peer.
+fn chain(before: &[HeaderValue], peer: IpAddr) -> HeaderValue {
+    thread_local! {
+        /// A sidecar's requests come from few peers, mostly from the one before.
+        static LAST: RefCell<(IpAddr, HeaderValue)> =
+            const { RefCell::new((IpAddr::V4(Ipv4Addr::UNSPECIFIED), HeaderValue::from_static("0.0.0.0"))) };
     }
-    request.headers.get(HOST).cloned()
+    if before.is_empty() {
+        return LAST.with_borrow_mut(|(address, value)| {
+            if *address != peer {
+                (*address, *value) = (peer, ascii(&peer.to_string()));
+            }
+            value.clone()
+        });
+    }
+    let before = before.iter().filter_map(|value| value.to_str().ok());
+    ascii(&before.chain([peer.to_string().as_str()]).collect::<Vec<_>>().join(", "))
 }
 
 /// Text that is known to be ASCII without control characters.

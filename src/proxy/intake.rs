@@ -6,7 +6,6 @@
 
 use std::net::IpAddr;
 
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::{HeaderName, HeaderValue, Version};
 use licensing::config::{ByteSize, Config, Network, TenantSource};
 use licensing::tenant::TenantId;
@@ -47,6 +46,9 @@ const FROM_TRUSTED: [&str; 8] = [
 /// Headers that this program always writes itself.
 const ALWAYS_OURS: [&str; 2] = ["x-tenant-id", "x-request-id"];
 
+/// Under this name the upstream is told who asks, under whatever name the gateway said it.
+pub(super) const X_TENANT_ID: HeaderName = HeaderName::from_static("x-tenant-id");
+
 /// How requests are read, from configuration.
 pub(crate) struct Intake {
     tenant_headers: Vec<HeaderName>,
@@ -57,17 +59,43 @@ pub(crate) struct Intake {
     max_target_bytes: usize,
 }
 
-/// What was found.
+/// What was found. All of it in one pass: each look-up in a header map costs as much as several headers seen in passing.
+#[derive(Debug)]
 pub(crate) struct Facts {
     /// Who asks.
     pub(crate) identity: Identity,
+    /// The tenant's canonical id, if there is one.
+    pub(crate) tenant: Option<HeaderValue>,
+    /// Whether the request carries exactly that under `X-Tenant-ID`, and nothing else under the tenant's other headers.
+    pub(crate) tenant_in_place: bool,
     /// Whether the peer is a trusted proxy.
     pub(crate) trusted: bool,
+    /// The peer's address, unless it is on a Unix socket.
+    pub(crate) peer: Option<IpAddr>,
     /// Whether a header is there that concerns this connection alone (RFC 9110 section 7.6.1), so that pingora has to look
     /// for what must not be forwarded.
     pub(crate) hop_by_hop: bool,
     /// Names that are not passed on.
-    pub(crate) strip: SmallVec<[HeaderName; 4]>,
+    pub(crate) strip: Vec<HeaderName>,
+    /// What a trusted proxy has said of where the request came from.
+    pub(crate) forwarded: Forwarded,
+    /// `Host`, or over HTTP/2 the authority.
+    pub(crate) host: Option<HeaderValue>,
+    /// The client's `X-Request-ID`, if it sent one.
+    pub(crate) request_id: Option<HeaderValue>,
+    /// `traceparent`.
+    pub(crate) trace: Option<HeaderValue>,
+}
+
+/// Which `X-Forwarded-*` headers came from a trusted proxy.
+#[derive(Debug, Default)]
+pub(crate) struct Forwarded {
+    /// `X-Forwarded-For`, its values in order.
+    pub(crate) chain: Vec<HeaderValue>,
+    /// `X-Forwarded-Proto`.
+    pub(crate) proto: bool,
+    /// `X-Forwarded-Host`.
+    pub(crate) host: bool,
 }
 
 /// Why a request is refused for its headers alone.
@@ -124,54 +152,65 @@ impl Intake {
         if request.headers.len() > self.max_headers {
             return Err(Fault::HeadersTooLarge);
         }
-        let trusted = self.trusts(peer);
-        let mut strip = SmallVec::new();
-        let mut hop_by_hop = false;
-        let mut bytes = 0;
+        let mut facts = Facts::of(peer, self.trusts(peer));
+        let (mut bytes, mut hosts, mut lengths, mut request_ids) = (0, 0, 0, 0);
+        let mut coded = false;
+        let mut named = SmallVec::<[(&HeaderName, &HeaderValue); 2]>::new();
         for (name, value) in &request.headers {
             bytes += name.as_str().len() + value.len() + 4;
-            hop_by_hop |= is_hop_by_hop(name.as_str());
-            match self.passes(name, trusted) {
-                Passes::Yes => {}
-                Passes::No => strip.push(name.clone()),
-                Passes::Never => return Err(Fault::Malformed),
+            match name.as_str() {
+                "host" => {
+                    hosts += 1;
+                    facts.host = Some(value.clone());
+                }
+                "content-length" => lengths += 1 + value.as_bytes().iter().filter(|b| **b == b',').count(),
+                "transfer-encoding" => coded = true,
+                "connection" if self.nominates_ours(value) => return Err(Fault::Malformed),
+                "x-request-id" => {
+                    request_ids += 1;
+                    facts.request_id = Some(value.clone());
+                }
+                "traceparent" => facts.trace = Some(value.clone()),
+                "x-forwarded-for" if facts.trusted => facts.forwarded.chain.push(value.clone()),
+                "x-forwarded-proto" if facts.trusted => facts.forwarded.proto = true,
+                "x-forwarded-host" if facts.trusted => facts.forwarded.host = true,
+                _ if self.tenant_headers.contains(name) && facts.trusted => named.push((name, value)),
+                _ => match self.passes(name, facts.trusted) {
+                    Passes::Yes => {}
+                    Passes::No => facts.strip.push(name.clone()),
+                    Passes::Never => return Err(Fault::Malformed),
+                },
             }
+            facts.hop_by_hop |= is_hop_by_hop(name.as_str());
         }
         if bytes > self.max_header_bytes {
             return Err(Fault::HeadersTooLarge);
         }
-        self.check_framing(request, raw_head)?;
-        Ok(Facts { identity: self.identity(request, trusted), trusted, hop_by_hop, strip })
+        // RFC 9112 sections 3.2 and 6: one Host, one length, and never a length beside a transfer coding. Pingora takes
+        // Content-Length away where Transfer-Encoding is present, so only the raw head shows both.
+        let hostless = hosts == 0 && request.version == Version::HTTP_11;
+        if hostless || hosts > 1 || lengths > 1 || (coded && names_content_length(&raw_head())) {
+            return Err(Fault::Malformed);
+        }
+        if request.version == Version::HTTP_2 {
+            let authority = request.uri.authority().map(|authority| authority.as_str());
+            facts.host = authority.and_then(|authority| HeaderValue::from_str(authority).ok());
+        }
+        if request_ids > 1 {
+            facts.request_id = None;
+        }
+        self.identify(&mut facts, &named);
+        Ok(facts)
     }
 
-    /// RFC 9112 sections 3.2 and 6: one Host, one length, and never a length beside a transfer coding.
-    fn check_framing(&self, request: &RequestHeader, raw_head: impl FnOnce() -> bytes::Bytes) -> Result<(), Fault> {
-        let headers = &request.headers;
-        let mut hosts = headers.get_all(HOST).iter();
-        if (hosts.next().is_none() && request.version == Version::HTTP_11) || hosts.next().is_some() {
-            return Err(Fault::Malformed);
-        }
-        let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-        if let Some(length) = lengths.next()
-            && (lengths.next().is_some() || length.as_bytes().contains(&b','))
-        {
-            return Err(Fault::Malformed);
-        }
-        // Pingora takes Content-Length away where Transfer-Encoding is present, so only the raw head shows both.
-        if headers.contains_key(TRANSFER_ENCODING) && names_content_length(&raw_head()) {
-            return Err(Fault::Malformed);
-        }
-        // A header that Connection nominates is stripped on the way (RFC 9110 section 7.6.1); ours must arrive.
-        let nominates_ours = headers.get_all(CONNECTION).iter().any(|value| {
-            value.as_bytes().split(|b| *b == b',').any(|token| {
-                let token = token.trim_ascii();
-                !token.eq_ignore_ascii_case(b"keep-alive")
-                    && !token.eq_ignore_ascii_case(b"close")
-                    && !token.eq_ignore_ascii_case(b"upgrade")
-                    && self.is_protected(&String::from_utf8_lossy(token).to_ascii_lowercase())
-            })
-        });
-        if nominates_ours { Err(Fault::Malformed) } else { Ok(()) }
+    /// Whether a `Connection` header nominates one of ours: it would be stripped on the way (RFC 9110 section 7.6.1).
+    fn nominates_ours(&self, value: &HeaderValue) -> bool {
+        value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii).any(|token| {
+            !token.eq_ignore_ascii_case(b"keep-alive")
+                && !token.eq_ignore_ascii_case(b"close")
+                && !token.eq_ignore_ascii_case(b"upgrade")
+                && self.is_protected(&String::from_utf8_lossy(token).to_ascii_lowercase())
+        })
     }
 
     fn passes(&self, name: &HeaderName, trusted: bool) -> Passes {
@@ -200,35 +239,55 @@ impl Intake {
             || self.tenant_headers.iter().any(|header| header.as_str() == name)
     }
 
-    fn identity(&self, request: &RequestHeader, trusted: bool) -> Identity {
-        let mut found = match self.fixed {
-            Some(tenant) => Identity::Tenant(tenant),
-            None => Identity::Missing,
-        };
-        if !trusted {
-            return found;
-        }
-        for header in &self.tenant_headers {
-            let mut values = request.headers.get_all(header).iter();
-            let Some(value) = values.next() else { continue };
-            if values.next().is_some() || value.as_bytes().contains(&b',') {
-                return Identity::Conflicting;
-            }
-            found = match (found, identity_of(value)) {
-                (Identity::Missing, named) => named,
-                (Identity::Tenant(a), Identity::Tenant(b)) if a != b => return Identity::Conflicting,
-                (Identity::Tenant(_), Identity::Invalid) | (Identity::Invalid, Identity::Tenant(_)) => {
-                    return Identity::Conflicting;
-                }
-                (before, _) => before,
+    /// Who asks, by what the tenant's headers say.
+    fn identify(&self, facts: &mut Facts, named: &[(&HeaderName, &HeaderValue)]) {
+        let mut identity = self.fixed.map_or(Identity::Missing, Identity::Tenant);
+        for (i, (name, value)) in named.iter().enumerate() {
+            let repeated = named[..i].iter().any(|(earlier, _)| earlier == name);
+            let said = match TenantId::parse(value.as_bytes()) {
+                _ if repeated || value.as_bytes().contains(&b',') => Identity::Conflicting,
+                Ok(tenant) => Identity::Tenant(tenant),
+                Err(_) => Identity::Invalid,
+            };
+            identity = match (identity, said) {
+                (Identity::Missing, said) => said,
+                (before, said) if before == said => before,
+                _ => Identity::Conflicting,
             };
         }
-        found
+        facts.identity = identity;
+        let Identity::Tenant(tenant) = identity else { return };
+        let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
+        let canonical = tenant.as_uuid().hyphenated().encode_lower(&mut text).as_bytes();
+        let all_canonical = named.iter().all(|(_, value)| value.as_bytes() == canonical);
+        facts.tenant_in_place = all_canonical && named.iter().any(|(name, _)| *name == X_TENANT_ID);
+        facts.tenant = match named.first() {
+            Some((_, value)) if all_canonical => Some((*value).clone()),
+            _ => HeaderValue::from_bytes(canonical).ok(),
+        };
     }
 
-    /// The first tenant header: under this name the backend is told who asks.
+    /// The headers that may name the tenant.
     pub(crate) fn tenant_headers(&self) -> &[HeaderName] {
         &self.tenant_headers
+    }
+}
+
+impl Facts {
+    fn of(peer: Option<IpAddr>, trusted: bool) -> Self {
+        Self {
+            identity: Identity::Missing,
+            tenant: None,
+            tenant_in_place: false,
+            trusted,
+            peer,
+            hop_by_hop: false,
+            strip: Vec::new(),
+            forwarded: Forwarded::default(),
+            host: None,
+            request_id: None,
+            trace: None,
+        }
     }
 }
 
@@ -255,13 +314,6 @@ enum Passes {
     No,
     /// The request is refused: a backend that folds `_` to `-` could take it for the tenant's header.
     Never,
-}
-
-fn identity_of(value: &HeaderValue) -> Identity {
-    match TenantId::parse(value.as_bytes()) {
-        Ok(tenant) => Identity::Tenant(tenant),
-        Err(_) => Identity::Invalid,
-    }
 }
 
 fn names_content_length(raw_head: &[u8]) -> bool {

@@ -7,7 +7,6 @@ mod request_id;
 mod respond;
 mod upgrade;
 
-use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -78,10 +77,11 @@ pub(crate) struct Context {
 
 #[async_trait]
 impl ProxyHttp for Proxy {
-    type CTX = Context;
+    /// Boxed, since pingora moves it about.
+    type CTX = Box<Context>;
 
-    fn new_ctx(&self) -> Context {
-        Context {
+    fn new_ctx(&self) -> Box<Context> {
+        Box::new(Context {
             begun: Instant::now(),
             begun_wall: SystemTime::now(),
             request_id: HeaderValue::from_static(""),
@@ -90,28 +90,28 @@ impl ProxyHttp for Proxy {
             upstream_status: None,
             retried: false,
             _in_flight: InFlight::new(&self.metrics),
-        }
+        })
     }
 
     /// No module: responses are passed on as they come.
     fn init_downstream_modules(&self, _: &mut HttpModules) {}
 
-    async fn request_filter(&self, session: &mut Session, context: &mut Context) -> Result<bool> {
+    async fn request_filter(&self, session: &mut Session, context: &mut Box<Context>) -> Result<bool> {
         if self.draining.load(std::sync::atomic::Ordering::Relaxed) {
             session.set_keepalive(None);
         }
         // Without it pingora drops what a client sends before it has read its answer: the next request, or, where the
         // upgrade to a WebSocket is under way, its first messages.
         session.set_pipelining_enabled(true);
-        context.request_id = request_id::of(session.req_header());
         let request = session.req_header();
         if request.method == Method::OPTIONS && request.raw_path() == b"*" {
             return self.answer_options(session).await;
         }
         let raw_head = || session.as_http1().map(|http1| http1.get_headers_raw_bytes()).unwrap_or_default();
         let facts = match self.intake.read(request, raw_head, peer_ip(session)) {
-            Ok(facts) => facts,
+            Ok(facts) => context.facts.insert(facts),
             Err(Fault::Malformed) => {
+                context.request_id = request_id::new();
                 // What comes after such a request on this connection can't be told apart from its body.
                 session.set_keepalive(None);
                 return self.deny(session, context, self.gate.refuse_framing(context.begun)).await;
@@ -119,12 +119,13 @@ impl ProxyHttp for Proxy {
             Err(Fault::HeadersTooLarge) => return self.fail(session, context, Failure::HeadersTooLarge).await,
             Err(Fault::TargetTooLong) => return self.fail(session, context, Failure::TargetTooLong).await,
         };
-        let ruling = match self.gate.rule(request.method.as_str(), request.raw_path(), facts.identity, Instant::now()) {
+        context.request_id = request_id::of(facts.request_id.as_ref());
+        let step = self.gate.rule(request.method.as_str(), request.raw_path(), facts.identity, context.begun);
+        let ruling = match step {
             Step::Ruled(ruling) => ruling,
             // Boxed: pingora moves this future about with every request, and hardly any comes here.
             Step::Ask(question) => Box::pin(self.gate.ask(question)).await,
         };
-        context.facts = Some(facts);
         if ruling.permit.is_none() {
             return self.deny(session, context, ruling).await;
         }
@@ -132,7 +133,7 @@ impl ProxyHttp for Proxy {
         Ok(false)
     }
 
-    async fn upstream_peer(&self, session: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, session: &mut Session, context: &mut Box<Context>) -> Result<Box<HttpPeer>> {
         match (context.ruling.as_ref().and_then(|ruling| ruling.permit.as_ref()), &context.facts) {
             (Some(_permit), Some(facts)) => {
                 let upstream = self.upstream.peer_for(facts);
@@ -147,18 +148,17 @@ impl ProxyHttp for Proxy {
         &self,
         session: &mut Session,
         upstream: &mut RequestHeader,
-        context: &mut Context,
+        context: &mut Box<Context>,
     ) -> Result<()> {
         let (Some(facts), Some(ruling)) = (&context.facts, &context.ruling) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a ruling");
         };
         let forward = Forward {
-            downstream: session.req_header(),
             facts,
             ruling,
             tenant_headers: self.intake.tenant_headers(),
             request_id: &context.request_id,
-            peer: peer_ip(session),
+            is_http2: session.is_http2(),
         };
         forward.rewrite(upstream)
     }
@@ -167,7 +167,7 @@ impl ProxyHttp for Proxy {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        context: &mut Context,
+        context: &mut Box<Context>,
     ) -> Result<()> {
         // A connection whose request has not been read to its end is closed after the answer, which a 100 is not.
         session.set_close_on_response_before_downstream_finish(!response.status.is_informational());
@@ -180,7 +180,7 @@ impl ProxyHttp for Proxy {
         &self,
         _: &mut Session,
         _: &HttpPeer,
-        context: &mut Context,
+        context: &mut Box<Context>,
         mut error: Box<Error>,
     ) -> Box<Error> {
         let slow = matches!(error.etype(), ErrorType::ConnectTimedout);
@@ -188,7 +188,7 @@ impl ProxyHttp for Proxy {
         error
     }
 
-    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut Context) -> FailToProxy {
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut Box<Context>) -> FailToProxy {
         let failure = failure_of(error);
         if *error.esource() == ErrorSource::Upstream {
             self.metrics.upstream_errors.inc();
@@ -211,11 +211,11 @@ impl ProxyHttp for Proxy {
     }
 
     /// Everything is in the access log, or has been logged where it was handled.
-    fn suppress_error_log(&self, _: &Session, _: &Context, _: &Error) -> bool {
+    fn suppress_error_log(&self, _: &Session, _: &Box<Context>, _: &Error) -> bool {
         true
     }
 
-    async fn logging(&self, session: &mut Session, _: Option<&Error>, context: &mut Context) {
+    async fn logging(&self, session: &mut Session, _: Option<&Error>, context: &mut Box<Context>) {
         let elapsed = context.begun.elapsed();
         self.metrics.api_duration.observe(elapsed.as_secs_f64());
         if let Some(log) = &self.access_log {
@@ -263,16 +263,12 @@ impl Proxy {
         let ruling = context.ruling.as_ref();
         let entry = ruling.and_then(|ruling| ruling.entry.as_ref());
         let target = String::from_utf8_lossy(request.raw_path());
-        // Where there is a licence its tenant has been written already.
-        let tenant = match (entry, ruling.and_then(|ruling| ruling.tenant)) {
-            (Some(entry), _) => entry.tenant_header.to_str().ok().map(Cow::Borrowed),
-            (None, tenant) => tenant.map(|tenant| Cow::Owned(tenant.to_string())),
-        };
+        let facts = context.facts.as_ref();
         log.write(&Line {
             begun: context.begun_wall,
             request_id: context.request_id.to_str().unwrap_or_default(),
-            trace_id: trace_id(request),
-            tenant_id: tenant.as_deref(),
+            trace_id: facts.and_then(|facts| trace_id(facts.trace.as_ref()?)),
+            tenant_id: facts.and_then(|facts| facts.tenant.as_ref()?.to_str().ok()),
             method: request.method.as_str(),
             path: target.split('?').next().unwrap_or_default(),
             status: session.response_written().map_or(0, |head| head.status.as_u16()),
@@ -319,8 +315,8 @@ fn peer_ip(session: &Session) -> Option<IpAddr> {
 }
 
 /// The trace's id in `traceparent`: `00-{trace-id}-{parent-id}-{flags}` (W3C Trace Context, section 3.2).
-fn trace_id(request: &RequestHeader) -> Option<&str> {
-    let id = request.headers.get("traceparent")?.to_str().ok()?.split('-').nth(1)?;
+fn trace_id(traceparent: &HeaderValue) -> Option<&str> {
+    let id = traceparent.to_str().ok()?.split('-').nth(1)?;
     (id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit())).then_some(id)
 }
 
