@@ -12,7 +12,10 @@ const EMPTY: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 
 async fn behind_a_played_backend() -> (World, Backend) {
     let backend = Backend::start().await;
-    let world = World::start_with(|builder| builder.set("/upstream/address", backend.address())).await;
+    let world = World::start_with(|builder| {
+        builder.set("/upstream/address", backend.address()).set("/upstream/idle_timeout", "60s")
+    })
+    .await;
     (world, backend)
 }
 

@@ -12,7 +12,7 @@ fn get(target: &str, tenant: &str) -> String {
 
 #[tokio::test]
 async fn connections_are_kept_both_ways() {
-    let world = World::start().await;
+    let world = World::start_with(|builder| builder.set("/upstream/idle_timeout", "60s")).await;
     let tenant = world.tenant("starter").await.to_string();
     let mut connection = RawClient::connect(world.proxy.address()).await;
     for _ in 0..10 {
@@ -48,7 +48,10 @@ async fn pipelined_requests_get_a_decision_each() {
     assert_eq!(world.upstream.requests()[1].body, b"hello");
 
     let backend = Backend::start().await;
-    let world = World::start_with(|builder| builder.set("/upstream/address", backend.address())).await;
+    let world = World::start_with(|builder| {
+        builder.set("/upstream/address", backend.address()).set("/upstream/idle_timeout", "60s")
+    })
+    .await;
     let mut under_way = RawClient::connect(world.proxy.address()).await;
     under_way.send(get("/nowhere/1", &tenant)).await.expect("sent");
     let (mut upstream, head) = backend.request().await;
@@ -296,7 +299,7 @@ async fn request_ids() {
 
 #[tokio::test]
 async fn answers_without_a_body() {
-    let world = World::start().await;
+    let world = World::start_with(|builder| builder.set("/upstream/idle_timeout", "60s")).await;
     world.upstream.on("/none", Reply::status(204));
     let headers = vec![("ETag", "\"1\"".to_owned())];
     world.upstream.on("/same", Reply::Full { status: 304, headers, body: bytes::Bytes::new() });
@@ -325,7 +328,10 @@ async fn answers_without_a_body() {
 #[tokio::test]
 async fn trailers_end_a_body_and_nothing_else() {
     let backend = Backend::start().await;
-    let world = World::start_with(|builder| builder.set("/upstream/address", backend.address())).await;
+    let world = World::start_with(|builder| {
+        builder.set("/upstream/address", backend.address()).set("/upstream/idle_timeout", "60s")
+    })
+    .await;
     let mut connection = RawClient::connect(world.proxy.address()).await;
     let request = "POST /x HTTP/1.1\r\nHost: app\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n\
                    3\r\nabc\r\n0\r\nX-Sum: 1\r\nX-Tenant-ID: sneaked\r\n\r\n";
@@ -344,7 +350,10 @@ async fn trailers_end_a_body_and_nothing_else() {
 #[tokio::test]
 async fn an_upstream_on_a_unix_socket() {
     let upstream = Upstream::start_unix();
-    let world = World::start_with(|builder| builder.set("/upstream/address", upstream.address())).await;
+    let world = World::start_with(|builder| {
+        builder.set("/upstream/address", upstream.address()).set("/upstream/idle_timeout", "60s")
+    })
+    .await;
     let tenant = world.tenant("starter").await;
     for _ in 0..3 {
         assert_eq!(world.get("/api/v1/tickets", tenant).await.status, 200);

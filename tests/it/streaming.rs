@@ -22,7 +22,10 @@ const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
 async fn behind_a_played_backend() -> (World, Backend) {
     let backend = Backend::start().await;
-    let world = World::start_with(|builder| builder.set("/upstream/address", backend.address())).await;
+    let world = World::start_with(|builder| {
+        builder.set("/upstream/address", backend.address()).set("/upstream/idle_timeout", "60s")
+    })
+    .await;
     (world, backend)
 }
 
@@ -96,15 +99,15 @@ async fn server_sent_events() {
 /// A slow sender is no slow backend: the time for an answer runs from the latest piece of the request.
 #[tokio::test]
 async fn a_slow_upload_is_not_cut() {
-    let world = World::start_with(|builder| builder.set("/upstream/response_timeout", "2s")).await;
+    let world = World::start_with(|builder| builder.set("/upstream/response_timeout", "3s")).await;
     let mut connection = RawClient::connect(world.proxy.address()).await;
-    connection.send("POST /x HTTP/1.1\r\nHost: app\r\nContent-Length: 12\r\n\r\n").await.expect("sent");
-    for _ in 0..12 {
+    connection.send("POST /x HTTP/1.1\r\nHost: app\r\nContent-Length: 14\r\n\r\n").await.expect("sent");
+    for _ in 0..14 {
         connection.send("x").await.expect("sent");
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
     assert_eq!(connection.response().await.status, 200);
-    assert_eq!(world.upstream.last().body, b"xxxxxxxxxxxx");
+    assert_eq!(world.upstream.last().body, [b'x'; 14]);
 }
 
 #[tokio::test]
