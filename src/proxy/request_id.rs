@@ -48,9 +48,9 @@ mod tests {
             assert_eq!(id_for(&[kept.as_bytes()]), kept);
         }
         let long = "x".repeat(MAX_LENGTH + 1);
-        for replaced in
-            [&[][..], &[b""], &[b"a b"], &[b"a\"b"], &[b"a,b"], &[b"\xff"], &[long.as_bytes()], &[b"a", b"b"]]
-        {
+        let replaced: [&[&[u8]]; 8] =
+            [&[], &[b""], &[b"a b"], &[b"a\"b"], &[b"a,b"], &[b"\xff"], &[long.as_bytes()], &[b"a", b"b"]];
+        for replaced in replaced {
             assert_eq!(id_for(replaced).len(), 36, "{replaced:?}");
         }
         assert_ne!(id_for(&[]), id_for(&[]));
