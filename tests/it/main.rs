@@ -3,3 +3,4 @@
 mod decisions;
 mod harness;
 mod harness_selftest;
+mod migrations;
