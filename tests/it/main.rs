@@ -1,5 +1,6 @@
 //! The proxy tested from outside: its real binary among real servers.
 
+mod cli;
 mod decisions;
 mod harness;
 mod harness_selftest;
