@@ -80,7 +80,8 @@ fn check_backend(file: &std::path::Path, routes: &Routes, strict: bool) -> Resul
     let unmatched = report.unmatched().count();
     println!("{} operations, {unmatched} without a rule", report.operations.len());
     if strict && unmatched > 0 {
-        return Err(Failure::Failed(anyhow::anyhow!("{unmatched} operations fall under no rule")));
+        let all = report.operations.len();
+        return Err(Failure::Failed(anyhow::anyhow!("{name}: {unmatched} of {all} operations fall under no rule")));
     }
     Ok(())
 }

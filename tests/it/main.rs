@@ -5,3 +5,4 @@ mod decisions;
 mod harness;
 mod harness_selftest;
 mod migrations;
+mod real_backend;
