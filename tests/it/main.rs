@@ -2,7 +2,9 @@
 
 mod cli;
 mod decisions;
+mod demo;
 mod harness;
 mod harness_selftest;
 mod migrations;
+mod operations;
 mod real_backend;
