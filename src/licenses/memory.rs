@@ -147,6 +147,7 @@ mod tests {
         assert!(memory.license(&entry(0, 1).license.tenant).is_some());
         for i in 1..5_000 {
             memory.put(entry(i, 1));
+            memory.license(&entry(0, 1).license.tenant);
         }
         let (entries, bytes) = memory.usage();
         assert!(bytes <= 64 << 10, "{bytes} bytes");
