@@ -28,7 +28,7 @@ plans: [{ name: pro, features: [crm] }]
 
 /// A directory with one configuration in it.
 struct Written {
-    _dir: TempDir,
+    dir: TempDir,
     file: PathBuf,
 }
 
@@ -37,7 +37,7 @@ impl Written {
         let dir = server_dir();
         let file = dir.path().join("proxy.yaml");
         std::fs::write(&file, text).expect("the directory is writable");
-        Written { _dir: dir, file }
+        Written { dir, file }
     }
 
     fn path(&self) -> String {
@@ -154,6 +154,26 @@ async fn what_is_doubtful_is_a_warning_and_exit_0() {
     let expected = format!("{}:9:39: warning: routes.rules[0].feature: no plan grants `crn`", written.path());
     assert!(ended.stderr.starts_with(&expected), "{ended:?}");
     assert!(ended.stdout.contains(": ok ("), "{ended:?}");
+}
+
+/// Licences in a file are part of what is checked.
+#[tokio::test]
+async fn a_licence_file_is_checked_with_its_configuration() {
+    let written = Written::new(&GOOD.replace("postgres: {}", "file: { path: tenants.yaml }"));
+    let absent = written.check(&[]).await;
+    assert_eq!(absent.status.code(), Some(0), "{absent:?}");
+    assert!(absent.stderr.contains("warning: the licence file") && absent.stdout.contains(": ok ("), "{absent:?}");
+    let tenants = written.dir.path().join("tenants.yaml");
+    for (plan, code) in [("pro", 0), ("gold", 2)] {
+        let text = format!("tenants:\n  - tenant_id: 00000000-0000-4000-8000-000000000001\n    plan: {plan}\n");
+        std::fs::write(&tenants, text).expect("the directory is writable");
+        for arguments in [&[][..], &["--print-effective"]] {
+            let ended = written.check(arguments).await;
+            assert_eq!(ended.status.code(), Some(code), "{plan}: {ended:?}");
+            let located = format!("{}:3:11: error: ", tenants.display());
+            assert_eq!(ended.stderr.starts_with(&located), code == 2, "{plan}: {ended:?}");
+        }
+    }
 }
 
 #[tokio::test]
