@@ -2,7 +2,8 @@
 //!
 //! `bare --listen 127.0.0.1:9100 --upstream 127.0.0.1:9000|unix:PATH [--threads N] [--no-steal]`. Written to be as cheap
 //! as pingora allows: the peer is built once and cloned, no filter is implemented, and not even the compression module
-//! that pingora adds by default is carried. Allocator, keep-alive pool and idle time are the gate's.
+//! that pingora adds by default is carried. Allocator, keep-alive pool and upstream time-outs
+//! are the gate's: nobody runs a proxy without.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,6 +61,8 @@ fn main() -> anyhow::Result<()> {
         None => HttpPeer::new(args.upstream.as_str(), false, String::new()),
     };
     peer.options.connection_timeout = Some(Duration::from_secs(1));
+    peer.options.read_timeout = Some(Duration::from_secs(60));
+    peer.options.write_timeout = Some(Duration::from_secs(60));
     peer.options.idle_timeout = Some(Duration::from_secs(3));
 
     let conf = ServerConf {

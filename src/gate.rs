@@ -13,6 +13,7 @@ use licensing::reason::Reason;
 use licensing::routes::{Access, Refusal, Route, Routes, Rule};
 use licensing::tenant::TenantId;
 use licensing::time::Timestamp;
+use smallvec::SmallVec;
 
 use crate::licenses::{Entry, Found, Layer, Licenses, LookUp};
 use crate::metrics::{Metrics, Outcome};
@@ -89,6 +90,22 @@ pub(crate) struct Ruling {
     pub grace_until: Option<Timestamp>,
     /// The mode that applied.
     pub mode: Mode,
+    /// How long it took to decide.
+    pub took: Duration,
+}
+
+/// How far a request has come.
+pub(crate) enum Step<'g> {
+    /// It is decided.
+    Ruled(Ruling),
+    /// The stores have to be asked first.
+    Ask(Question<'g>),
+}
+
+/// A request whose licence memory does not know.
+pub(crate) struct Question<'g> {
+    case: Case<'g>,
+    tenant: TenantId,
 }
 
 /// The gate.
@@ -109,18 +126,48 @@ impl Gate {
         &self.policy
     }
 
-    /// Decide on a request: its method, its raw target, and who it claims to come from.
-    pub(crate) async fn rule(&self, method: &str, raw_target: &[u8], identity: Identity) -> Ruling {
-        let begun = Instant::now();
-        let ruling = match Target::parse(raw_target) {
-            Ok(target) => match self.policy.routes.route(method, &target) {
-                Ok(route) => self.rule_on(&route, identity, begun).await,
-                Err(refusal) => self.refuse(refusal, identity),
-            },
-            Err(malformed) => self.refuse(malformed.into(), identity),
+    /// Decide on a request: its method, its raw target, and who it claims to come from. Nearly every request ends here,
+    /// without waiting; where memory does not know the licence, the question is left for [`Gate::ask`].
+    pub(crate) fn rule<'g>(&'g self, method: &str, raw_target: &[u8], identity: Identity, now: Instant) -> Step<'g> {
+        let route = match Target::parse(raw_target) {
+            Ok(target) => self.policy.routes.route(method, &target),
+            Err(malformed) => Err(malformed.into()),
         };
-        self.count(&ruling, begun);
-        ruling
+        let mode = self.policy.enforcement.mode_for(identity.tenant().as_ref());
+        let case = Case { mode, ..Case::of(identity, now) };
+        let route = match route {
+            Ok(_) if identity == Identity::Conflicting => return self.done(case, Need::Refused(Reason::TenantInvalid)),
+            Err(Refusal::Malformed(_)) => return self.done(case, Need::Refused(Reason::RequestMalformed)),
+            Err(Refusal::Ambiguous) => return self.done(case, Need::Refused(Reason::RequestAmbiguous)),
+            Ok(route) => route,
+        };
+        let rules = route.rules();
+        let rule = rules.first().map(|matched| &self.policy.rules[matched.index].label);
+        let case = Case { rule, ..case };
+        let need = match route {
+            Route::Denied(_) => return self.done(case, Need::Denied),
+            Route::Always(_) | Route::Unmatched => return self.done(case, Need::Nothing),
+            Route::Gated(rules) => rules,
+        };
+        let features = need.iter().filter_map(|matched| feature_of(matched.rule)).collect();
+        let allow_on_failure = need.iter().all(|matched| self.fails_open(matched.index));
+        let case = Case { features, allow_on_failure, ..case };
+        match identity {
+            Identity::Tenant(tenant) if mode != Mode::Off => {
+                self.metrics.cache_requests.inc();
+                match self.licenses.peek(tenant, now) {
+                    Some(look_up) => Step::Ruled(self.rule_on(case, Some(look_up), false)),
+                    None => Step::Ask(Question { case, tenant }),
+                }
+            }
+            _ => Step::Ruled(self.rule_on(case, None, false)),
+        }
+    }
+
+    /// Ask the stores, and decide.
+    pub(crate) async fn ask(&self, question: Question<'_>) -> Ruling {
+        let (look_up, asked_source) = self.licenses.ask(question.tenant).await;
+        self.rule_on(question.case, Some(look_up), asked_source)
     }
 
     /// The denial of a ruling, to be said.
@@ -133,70 +180,36 @@ impl Gate {
     }
 
     /// A request whose headers alone are reason enough to refuse it, in any mode: framing is not a matter of licences.
-    pub(crate) fn refuse_framing(&self, identity: Identity) -> Ruling {
-        let need = Need::Refused(Reason::RequestMalformed);
-        let ruling = self.conclude(Case { mode: Mode::Enforce, ..Case::of(need, identity) });
-        self.count(&ruling, Instant::now());
-        ruling
+    pub(crate) fn refuse_framing(&self, now: Instant) -> Ruling {
+        let case = Case { mode: Mode::Enforce, ..Case::of(Identity::Missing, now) };
+        self.conclude(case, Need::Refused(Reason::RequestMalformed), None)
     }
 
-    fn refuse(&self, refusal: Refusal, identity: Identity) -> Ruling {
-        let reason = match refusal {
-            Refusal::Malformed(_) => Reason::RequestMalformed,
-            Refusal::Ambiguous => Reason::RequestAmbiguous,
-        };
-        let mode = self.policy.enforcement.mode_for(identity.tenant().as_ref());
-        self.conclude(Case { mode, ..Case::of(Need::Refused(reason), identity) })
+    fn done<'g>(&self, case: Case<'g>, need: Need<'_>) -> Step<'g> {
+        Step::Ruled(self.conclude(case, need, None))
     }
 
-    async fn rule_on(&self, route: &Route<'_>, identity: Identity, now: Instant) -> Ruling {
-        let tenant = identity.tenant();
-        let mode = self.policy.enforcement.mode_for(tenant.as_ref());
-        let rules = route.rules();
-        let rule = rules.first().map(|matched| Arc::clone(&self.policy.rules[matched.index].label));
-        let case = |need| Case { mode, rule, ..Case::of(need, identity) };
-
-        let features: smallvec::SmallVec<[&Arc<str>; 1]> =
-            rules.iter().filter_map(|matched| feature_of(matched.rule)).collect();
-        match route {
-            _ if identity == Identity::Conflicting => self.conclude(case(Need::Refused(Reason::TenantInvalid))),
-            Route::Denied(_) => self.conclude(case(Need::Denied)),
-            Route::Always(_) | Route::Unmatched => self.conclude(case(Need::Nothing)),
-            Route::Gated(_) => {
-                let look_up = match tenant {
-                    Some(tenant) if mode != Mode::Off => Some(self.look_up(tenant, now).await),
-                    _ => None,
-                };
-                let allow_on_failure = rules.iter().all(|matched| self.fails_open(matched.index));
-                let names: smallvec::SmallVec<[&str; 1]> = features.iter().map(|feature| &***feature).collect();
-                let case = case(Need::Features(&names));
-                self.conclude(Case { look_up, allow_on_failure, features: &features, now, ..case })
+    /// Decide on a route that needs features.
+    fn rule_on<'g>(&self, case: Case<'g>, look_up: Option<LookUp>, asked_source: bool) -> Ruling {
+        if let Some(look_up) = &look_up {
+            if !asked_source {
+                self.metrics.cache_hits.inc();
+            }
+            if let Some(layer) = look_up.layer {
+                self.metrics.look_ups.of(layer).inc();
             }
         }
-    }
-
-    async fn look_up(&self, tenant: TenantId, now: Instant) -> LookUp {
-        self.metrics.cache_requests.inc();
-        let (look_up, asked_source) = match self.licenses.peek(tenant, now) {
-            Some(look_up) => (look_up, false),
-            None => self.licenses.ask(tenant).await,
-        };
-        if !asked_source {
-            self.metrics.cache_hits.inc();
-        }
-        if let Some(layer) = look_up.layer {
-            self.metrics.look_ups.of(layer).inc();
-        }
-        look_up
+        let names: SmallVec<[&'g str; 1]> = case.features.iter().copied().map(|feature| &**feature).collect();
+        self.conclude(case, Need::Features(&names), look_up)
     }
 
     fn fails_open(&self, rule: usize) -> bool {
         self.policy.rules[rule].on_failure.unwrap_or(self.policy.on_failure) == OnFailure::Allow
     }
 
-    /// Decide, and put down all that is known.
-    fn conclude(&self, case: Case<'_>) -> Ruling {
-        let LookUp { found, layer } = case.look_up.unwrap_or(LookUp { found: Found::Nothing, layer: None });
+    /// Decide, put down all that is known, and count it.
+    fn conclude(&self, case: Case<'_>, need: Need<'_>, look_up: Option<LookUp>) -> Ruling {
+        let LookUp { found, layer } = look_up.unwrap_or(LookUp { found: Found::Nothing, layer: None });
         let stale = matches!(found, Found::Stale(_));
         let (entry, failed) = match found {
             Found::License(entry) | Found::Stale(entry) => (Some(entry), None),
@@ -211,7 +224,7 @@ impl Gate {
             (Identity::Tenant(_), None, Some(allow)) => Standing::Unknown { allow },
             (Identity::Tenant(_), None, None) => Standing::Unlicensed,
         };
-        let decision = decide(case.need, standing, case.mode, self.policy.grace, wall_clock());
+        let decision = decide(need, standing, case.mode, self.policy.grace, wall_clock());
         let failed_open = matches!((&decision, failed), (Decision::Allow { .. }, Some(true)));
         let (outcome, denial, grace_until) = match decision {
             Decision::Allow { grace_until } if failed_open => (Outcome::FailedOpen, None, grace_until),
@@ -222,23 +235,26 @@ impl Gate {
         };
         let named = denial.and_then(|denial| denial.feature);
         let feature = case.features.iter().find(|feature| named.is_none_or(|named| ****feature == *named));
-        Ruling {
+        let ruling = Ruling {
             permit: (outcome != Outcome::Denied).then_some(Permit(())),
             outcome,
             reason: denial.map(|denial| denial.reason),
             feature: feature.map(|feature| Arc::clone(feature)),
-            rule: case.rule,
+            rule: case.rule.map(Arc::clone),
             tenant: case.identity.tenant(),
-            age: entry.as_ref().map(|entry| entry.age(case.now)),
+            age: entry.as_ref().map(|entry| entry.age(case.begun)),
             layer,
             fallback: if failed_open { Some("open") } else { stale.then_some("stale") },
             grace_until,
             mode: case.mode,
+            took: case.begun.elapsed(),
             entry,
-        }
+        };
+        self.count(&ruling);
+        ruling
     }
 
-    fn count(&self, ruling: &Ruling, begun: Instant) {
+    fn count(&self, ruling: &Ruling) {
         let metrics = &self.metrics;
         metrics.decisions.of(ruling.outcome).inc();
         if let Some(reason) = ruling.reason {
@@ -254,7 +270,7 @@ impl Gate {
         if ruling.grace_until.is_some() {
             metrics.grace_served.inc();
         }
-        metrics.gate_duration.observe(begun.elapsed().as_secs_f64());
+        metrics.gate_duration.observe(ruling.took.as_secs_f64());
     }
 }
 
@@ -267,30 +283,19 @@ impl Identity {
     }
 }
 
-/// Everything a ruling is made from.
-struct Case<'a> {
-    need: Need<'a>,
-    features: &'a [&'a Arc<str>],
-    rule: Option<Arc<str>>,
+/// What is known of a request before its licence.
+struct Case<'g> {
     identity: Identity,
     mode: Mode,
-    look_up: Option<LookUp>,
+    rule: Option<&'g Arc<str>>,
+    features: SmallVec<[&'g Arc<str>; 1]>,
     allow_on_failure: bool,
-    now: Instant,
+    begun: Instant,
 }
 
-impl<'a> Case<'a> {
-    fn of(need: Need<'a>, identity: Identity) -> Self {
-        Self {
-            need,
-            identity,
-            features: &[],
-            rule: None,
-            mode: Mode::Enforce,
-            look_up: None,
-            allow_on_failure: false,
-            now: Instant::now(),
-        }
+impl Case<'_> {
+    fn of(identity: Identity, begun: Instant) -> Self {
+        Self { identity, mode: Mode::Enforce, rule: None, features: SmallVec::new(), allow_on_failure: false, begun }
     }
 }
 

@@ -24,7 +24,7 @@ use crate::api::ops::{self, Ops};
 use crate::gate::{Gate, Policy, RulePolicy};
 use crate::licenses::{Freshness, Licenses};
 use crate::metrics::Metrics;
-use crate::proxy::{DrainBounds, Intake, Proxy};
+use crate::proxy::{Connections, DrainBounds, Intake, Proxy, Upstream};
 use crate::settings::Settings;
 use crate::stores::{FileSource, PoolOptions, Postgres, Redis, Source};
 
@@ -108,14 +108,16 @@ impl Assembly {
         server.add_service(service);
 
         let phases = server.watch_execution_phase();
-        let end = End { metrics: Arc::clone(&self.metrics), access_log, timeout: config.shutdown.timeout.get() };
+        let drain = config.shutdown.drain.get();
+        let timeout = config.shutdown.timeout.get().saturating_sub(drain);
+        let end = End { metrics: Arc::clone(&self.metrics), access_log, timeout };
         std::thread::Builder::new().name("shutdown".to_owned()).spawn(move || end.after(phases))?;
         tracing::info!(
             proxy = %config.listen.proxy, ops = %config.listen.ops, upstream = %config.upstream.address,
             mode = config.enforcement.mode.as_str(), config_hash = self.settings.config_hash(),
             "serving"
         );
-        let shutdown_signal = Box::new(Signals { draining: self.draining, drain: config.shutdown.drain.get() });
+        let shutdown_signal = Box::new(Signals { draining: self.draining, drain });
         server.run(RunArgs { shutdown_signal });
         Ok(())
     }
@@ -146,18 +148,14 @@ impl Assembly {
         Ok(())
     }
 
-    fn proxy_service(
-        &self,
-        server: &Server,
-        access_log: Option<AccessLog>,
-    ) -> anyhow::Result<Service<pingora::proxy::HttpProxy<Proxy>>> {
+    fn proxy_service(&self, server: &Server, access_log: Option<AccessLog>) -> anyhow::Result<Service<Connections>> {
         let config = &self.settings.config;
         let drain = DrainBounds { bytes: config.limits.drain_bytes.bytes(), time: config.limits.drain_timeout.get() };
         let proxy = Proxy {
             gate: Arc::clone(&self.gate),
             metrics: Arc::clone(&self.metrics),
             intake: Intake::new(config),
-            upstream: upstream(config)?,
+            upstream: Upstream::new(upstream(config)?),
             drain,
             access_log,
             log_raw_target: config.log.raw_target,
@@ -168,7 +166,7 @@ impl Assembly {
         let mut options = HttpServerOptions::default();
         options.h2c = true;
         proxy.server_options = Some(options);
-        Ok(Service::new("proxy".to_owned(), proxy))
+        Ok(Service::new("proxy".to_owned(), Connections::new(proxy)))
     }
 }
 
@@ -267,8 +265,8 @@ fn server_conf(config: &Config) -> ServerConf {
         threads: config.listen.workers.map_or_else(cores, usize::from),
         max_retries: 1 + usize::from(config.upstream.retries),
         upstream_keepalive_pool_size: usize::try_from(config.upstream.pool_size).unwrap_or(usize::MAX),
-        // The process ends as soon as nothing is in flight; this is the longest it may take.
-        grace_period_seconds: Some(config.shutdown.timeout.get().as_secs()),
+        // `End` ends the process, at `shutdown.timeout` at the latest; pingora must not do so before, the log unwritten.
+        grace_period_seconds: Some(config.shutdown.timeout.get().as_secs() + 5),
         graceful_shutdown_timeout_seconds: Some(1),
         ..ServerConf::default()
     }
@@ -351,6 +349,7 @@ impl ShutdownSignalWatch for Signals {
 struct End {
     metrics: Arc<Metrics>,
     access_log: Option<AccessLog>,
+    /// How long in-flight requests may still take.
     timeout: Duration,
 }
 

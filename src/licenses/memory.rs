@@ -136,9 +136,6 @@ mod tests {
     fn it_stays_within_its_bytes_and_unknown_tenants_push_nobody_out() {
         let memory = Memory::new(64 << 10, Duration::from_hours(1));
         memory.put(entry(0, 1));
-        for _ in 0..100 {
-            memory.license(&entry(0, 1).license.tenant);
-        }
         for i in 0..50_000 {
             memory.put_unknown(TenantId::new(Uuid::from_u128(1 << 64 | i)), Instant::now());
         }
@@ -147,12 +144,11 @@ mod tests {
         assert!(memory.license(&entry(0, 1).license.tenant).is_some());
         for i in 1..5_000 {
             memory.put(entry(i, 1));
-            memory.license(&entry(0, 1).license.tenant);
+            assert!(memory.license(&entry(0, 1).license.tenant).is_some(), "the one in use was pushed out by {i}");
         }
         let (entries, bytes) = memory.usage();
         assert!(bytes <= 64 << 10, "{bytes} bytes");
         assert!(entries > 50);
-        assert!(memory.license(&entry(0, 1).license.tenant).is_some(), "the one in use was pushed out");
     }
 
     #[test]

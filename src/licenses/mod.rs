@@ -235,9 +235,11 @@ impl Licenses {
                 self.keep(tenant, license, token, read_at).await
             }
             Err(error) => {
+                let unreadable = self.report(&error);
                 self.give_up(tenant, token, begun).await;
-                let certain = self.report(&error);
-                self.without_stores(tenant, certain)
+                // Whoever waits may still be told that it is an outage, if the probe is quick to say so.
+                self.source_breaker.settled().await;
+                self.without_stores(tenant, unreadable)
             }
         }
     }

@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use http::header::HOST;
-use http::{HeaderName, HeaderValue, Version};
+use http::header::{COOKIE, HOST};
+use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use pingora::Result;
 use pingora::http::RequestHeader;
 
@@ -21,86 +21,118 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
-/// Rewrite the headers of a request on its way upstream. Runs after everything else that touches them.
-pub(super) fn rewrite(
-    upstream: &mut RequestHeader,
-    downstream: &RequestHeader,
-    facts: &Facts,
-    ruling: &Ruling,
-    tenant_headers: &[HeaderName],
-    request_id: &HeaderValue,
-    peer: Option<IpAddr>,
-) -> Result<()> {
-    for name in &facts.strip {
-        upstream.remove_header(name);
-    }
-    tell_tenant(upstream, ruling, tenant_headers)?;
-    tell_licence(upstream, ruling)?;
-    upstream.insert_header(X_REQUEST_ID, request_id.clone())?;
-    tell_origin(upstream, downstream, facts.trusted, peer)
+/// Everything that the upstream's headers depend on.
+pub(super) struct Forward<'a> {
+    pub(super) downstream: &'a RequestHeader,
+    pub(super) facts: &'a Facts,
+    pub(super) ruling: &'a Ruling,
+    /// The headers that may name the tenant.
+    pub(super) tenant_headers: &'a [HeaderName],
+    pub(super) request_id: &'a HeaderValue,
+    pub(super) peer: Option<IpAddr>,
 }
 
-/// The tenant in canonical form, under `X-Tenant-ID` and under every header that it may be named by.
-fn tell_tenant(upstream: &mut RequestHeader, ruling: &Ruling, tenant_headers: &[HeaderName]) -> Result<()> {
-    let value = match (&ruling.entry, ruling.tenant) {
-        (Some(entry), _) => entry.tenant_header.clone(),
-        (None, Some(tenant)) => ascii(tenant.to_string()),
-        // A refusal that is not acted on yet leaves the request as it came.
-        (None, None) if ruling.outcome == Outcome::Shadowed => return Ok(()),
-        (None, None) => {
-            upstream.remove_header(&X_TENANT_ID);
-            for name in tenant_headers {
-                upstream.remove_header(name);
+impl Forward<'_> {
+    /// Rewrite a request on its way upstream. Runs after everything else that touches its headers.
+    ///
+    /// Pingora keeps a second map with the letter case of every header's name, and keeping both in step costs more than all
+    /// else that the gate does. So the request is taken apart and put together without it: names go upstream in lower or
+    /// title case, which no recipient may tell apart (RFC 9110 section 5.1).
+    pub(super) fn rewrite(&self, upstream: &mut RequestHeader) -> Result<()> {
+        let from_uri = upstream.uri.path_and_query().map(|target| target.as_str().as_bytes());
+        let verbatim = (from_uri != Some(upstream.raw_path())).then(|| upstream.raw_path().to_vec());
+        let (empty, ()) = http::Request::new(()).into_parts();
+        let mut parts = http::request::Parts::from(std::mem::replace(upstream, empty.into()));
+        self.rewrite_headers(&mut parts.headers);
+        *upstream = parts.into();
+        match verbatim {
+            Some(target) => upstream.set_raw_path(&target),
+            None => Ok(()),
+        }
+    }
+
+    fn rewrite_headers(&self, headers: &mut HeaderMap) {
+        for name in &self.facts.strip {
+            headers.remove(name);
+        }
+        if self.downstream.version == Version::HTTP_2 {
+            join_cookies(headers);
+        }
+        headers.reserve(8);
+        self.tell_tenant(headers);
+        self.tell_licence(headers);
+        headers.insert(X_REQUEST_ID, self.request_id.clone());
+        self.tell_origin(headers);
+    }
+
+    /// The tenant in canonical form, under `X-Tenant-ID` and under every header that it may be named by.
+    fn tell_tenant(&self, headers: &mut HeaderMap) {
+        let ruling = self.ruling;
+        let value = match (&ruling.entry, ruling.tenant) {
+            (Some(entry), _) => entry.tenant_header.clone(),
+            (None, Some(tenant)) => ascii(&tenant.to_string()),
+            // A refusal that is not acted on yet leaves the request as it came.
+            (None, None) if ruling.outcome == Outcome::Shadowed => return,
+            (None, None) => {
+                headers.remove(X_TENANT_ID);
+                for name in self.tenant_headers {
+                    headers.remove(name);
+                }
+                return;
             }
-            return Ok(());
-        }
-    };
-    for name in tenant_headers {
-        if *name != X_TENANT_ID && upstream.headers.contains_key(name) {
-            upstream.insert_header(name.clone(), value.clone())?;
-        }
-    }
-    upstream.insert_header(X_TENANT_ID, value)
-}
-
-fn tell_licence(upstream: &mut RequestHeader, ruling: &Ruling) -> Result<()> {
-    if let Some(entry) = &ruling.entry {
-        upstream.insert_header(X_LICENSE_PLAN, entry.plan_header.clone())?;
-        upstream.insert_header(X_LICENSE_FEATURES, entry.features_header.clone())?;
-    }
-    if let Some(fallback) = ruling.fallback {
-        upstream.insert_header(X_LICENSE_FALLBACK, HeaderValue::from_static(fallback))?;
-    }
-    if let Some(until) = ruling.grace_until {
-        upstream.insert_header(X_LICENSE_GRACE_UNTIL, ascii(until.to_string()))?;
-    }
-    Ok(())
-}
-
-/// `X-Forwarded-*`: what a trusted proxy said is kept and its own address appended; anyone else's word was stripped.
-fn tell_origin(
-    upstream: &mut RequestHeader,
-    downstream: &RequestHeader,
-    trusted: bool,
-    peer: Option<IpAddr>,
-) -> Result<()> {
-    if let Some(peer) = peer {
-        let before = trusted.then(|| joined(downstream, &X_FORWARDED_FOR)).flatten();
-        let value = match before {
-            Some(before) => ascii(format!("{before}, {peer}")),
-            None => ascii(peer.to_string()),
         };
-        upstream.insert_header(X_FORWARDED_FOR, value)?;
+        for name in self.tenant_headers {
+            if *name != X_TENANT_ID && headers.contains_key(name) {
+                headers.insert(name, value.clone());
+            }
+        }
+        headers.insert(X_TENANT_ID, value);
     }
-    if !(trusted && downstream.headers.contains_key(&X_FORWARDED_PROTO)) {
-        upstream.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static("http"))?;
+
+    fn tell_licence(&self, headers: &mut HeaderMap) {
+        if let Some(entry) = &self.ruling.entry {
+            headers.insert(X_LICENSE_PLAN, entry.plan_header.clone());
+            headers.insert(X_LICENSE_FEATURES, entry.features_header.clone());
+        }
+        if let Some(fallback) = self.ruling.fallback {
+            headers.insert(X_LICENSE_FALLBACK, HeaderValue::from_static(fallback));
+        }
+        if let Some(until) = self.ruling.grace_until {
+            headers.insert(X_LICENSE_GRACE_UNTIL, ascii(&until.to_string()));
+        }
     }
-    if !(trusted && downstream.headers.contains_key(&X_FORWARDED_HOST))
-        && let Some(host) = host(downstream)
+
+    /// `X-Forwarded-*`: what a trusted proxy said is kept and its own address appended; anyone else's word was stripped.
+    fn tell_origin(&self, headers: &mut HeaderMap) {
+        let trusted = self.facts.trusted;
+        if let Some(peer) = self.peer {
+            let before = trusted.then(|| joined(self.downstream, &X_FORWARDED_FOR)).flatten();
+            let value = match before {
+                Some(before) => ascii(&format!("{before}, {peer}")),
+                None => ascii(&peer.to_string()),
+            };
+            headers.insert(X_FORWARDED_FOR, value);
+        }
+        if !(trusted && headers.contains_key(X_FORWARDED_PROTO)) {
+            headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+        }
+        if !(trusted && headers.contains_key(X_FORWARDED_HOST))
+            && let Some(host) = host(self.downstream)
+        {
+            headers.insert(X_FORWARDED_HOST, host);
+        }
+    }
+}
+
+/// HTTP/2 may cut a cookie header into several; outside of it they are one (RFC 9113 section 8.2.3), and many a backend
+/// reads the first alone.
+fn join_cookies(headers: &mut HeaderMap) {
+    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
     {
-        upstream.insert_header(X_FORWARDED_HOST, host)?;
+        headers.insert(COOKIE, joined);
     }
-    Ok(())
 }
 
 /// All values of a list header as one (RFC 9110 section 5.3).
@@ -117,6 +149,6 @@ fn host(request: &RequestHeader) -> Option<HeaderValue> {
 }
 
 /// Text that is known to be ASCII without control characters.
-fn ascii(text: String) -> HeaderValue {
-    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+fn ascii(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }

@@ -63,6 +63,9 @@ pub(crate) struct Facts {
     pub(crate) identity: Identity,
     /// Whether the peer is a trusted proxy.
     pub(crate) trusted: bool,
+    /// Whether a header is there that concerns this connection alone (RFC 9110 section 7.6.1), so that pingora has to look
+    /// for what must not be forwarded.
+    pub(crate) hop_by_hop: bool,
     /// Names that are not passed on.
     pub(crate) strip: SmallVec<[HeaderName; 4]>,
 }
@@ -123,9 +126,11 @@ impl Intake {
         }
         let trusted = self.trusts(peer);
         let mut strip = SmallVec::new();
+        let mut hop_by_hop = false;
         let mut bytes = 0;
         for (name, value) in &request.headers {
             bytes += name.as_str().len() + value.len() + 4;
+            hop_by_hop |= is_hop_by_hop(name.as_str());
             match self.passes(name, trusted) {
                 Passes::Yes => {}
                 Passes::No => strip.push(name.clone()),
@@ -136,7 +141,7 @@ impl Intake {
             return Err(Fault::HeadersTooLarge);
         }
         self.check_framing(request, raw_head)?;
-        Ok(Facts { identity: self.identity(request, trusted), trusted, strip })
+        Ok(Facts { identity: self.identity(request, trusted), trusted, hop_by_hop, strip })
     }
 
     /// RFC 9112 sections 3.2 and 6: one Host, one length, and never a length beside a transfer coding.
@@ -212,7 +217,9 @@ impl Intake {
             found = match (found, identity_of(value)) {
                 (Identity::Missing, named) => named,
                 (Identity::Tenant(a), Identity::Tenant(b)) if a != b => return Identity::Conflicting,
-                (Identity::Tenant(_), Identity::Invalid) => return Identity::Conflicting,
+                (Identity::Tenant(_), Identity::Invalid) | (Identity::Invalid, Identity::Tenant(_)) => {
+                    return Identity::Conflicting;
+                }
                 (before, _) => before,
             };
         }
@@ -223,6 +230,23 @@ impl Intake {
     pub(crate) fn tenant_headers(&self) -> &[HeaderName] {
         &self.tenant_headers
     }
+}
+
+/// Headers that pingora strips or rewrites on their way upstream.
+fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+            | "http2-settings"
+    )
 }
 
 enum Passes {
@@ -247,4 +271,118 @@ fn names_content_length(raw_head: &[u8]) -> bool {
             && line[..NAME.len()].eq_ignore_ascii_case(NAME)
             && matches!(line[NAME.len()], b':' | b' ' | b'\t')
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    const A: &str = "6f1c1c5e-8f3e-4a58-9a3c-0a4e1f0f7b11";
+    const B: &str = "00000000-0000-4000-8000-000000000001";
+    const GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 2, 3));
+    const STRANGER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+
+    fn intake(sources: &str) -> Intake {
+        let text = format!(
+            "version: 1\nupstream: {{ address: 127.0.0.1:1 }}\ntrusted_proxies: [10.0.0.0/8]\n\
+             tenant: {{ sources: {sources} }}\nlicenses: {{ source: {{ postgres: {{}} }} }}\n"
+        );
+        let parsed = licensing::config::parse("test", &text).unwrap_or_else(|problems| panic!("{problems}"));
+        Intake::new(&parsed.config)
+    }
+
+    fn read(sources: &str, peer: IpAddr, headers: &[(&str, &str)]) -> Result<Facts, Fault> {
+        let mut request = RequestHeader::build("GET", b"/", None).expect("a request");
+        let mut raw = b"GET / HTTP/1.1\r\n".to_vec();
+        for (name, value) in [("Host", "app")].iter().chain(headers) {
+            raw.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
+            request.append_header((*name).to_owned(), *value).expect("a header");
+        }
+        intake(sources).read(&request, || raw.into(), Some(peer))
+    }
+
+    #[test]
+    fn identities() {
+        let (a, b) = (A.parse().expect("a UUID"), B.parse().expect("a UUID"));
+        let one = "[{ header: X-Tenant-ID }]";
+        let two = "[{ header: X-Tenant-ID }, { header: X-Org }]";
+        let fixed = format!("[{{ fixed: {B} }}]");
+        let list = format!("{A}, {A}");
+        for (sources, peer, headers, expected) in [
+            (one, GATEWAY, &[][..], Identity::Missing),
+            (one, GATEWAY, &[("X-Tenant-ID", A)], Identity::Tenant(a)),
+            (one, STRANGER, &[("X-Tenant-ID", A)], Identity::Missing),
+            (one, GATEWAY, &[("X-Tenant-ID", "")], Identity::Invalid),
+            (one, GATEWAY, &[("X-Tenant-ID", "acme")], Identity::Invalid),
+            (one, GATEWAY, &[("X-Tenant-ID", A), ("X-Tenant-ID", A)], Identity::Conflicting),
+            (one, GATEWAY, &[("X-Tenant-ID", &list)], Identity::Conflicting),
+            (two, GATEWAY, &[("X-Org", A)], Identity::Tenant(a)),
+            (two, GATEWAY, &[("X-Org", A), ("X-Tenant-ID", A)], Identity::Tenant(a)),
+            (two, GATEWAY, &[("X-Org", A), ("X-Tenant-ID", B)], Identity::Conflicting),
+            (two, GATEWAY, &[("X-Org", "acme"), ("X-Tenant-ID", B)], Identity::Conflicting),
+            (two, GATEWAY, &[("X-Org", B), ("X-Tenant-ID", "acme")], Identity::Conflicting),
+            (&fixed, STRANGER, &[("X-Tenant-ID", A)], Identity::Tenant(b)),
+        ] {
+            let found = read(sources, peer, headers).map(|facts| facts.identity).ok();
+            assert_eq!(found, Some(expected), "{sources} {headers:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_stripped_from_whom() {
+        for (name, from_gateway, from_stranger) in [
+            ("Accept", false, false),
+            ("X-Custom", false, false),
+            ("Under_Score", false, false),
+            ("X-Tenant-ID", false, true),
+            ("X-Forwarded-For", false, true),
+            ("Forwarded", false, true),
+            ("X-Real-IP", false, true),
+            ("X-License-Plan", true, true),
+            ("X-HTTP-Method-Override", true, true),
+            ("X-Original-URL", true, true),
+            ("X-Forwarded-Prefix", true, true),
+            ("x-middleware-subrequest", true, true),
+            ("X_License_Features", true, true),
+            ("X-Forwarded_For", true, true),
+            ("x_http_method_override", true, true),
+        ] {
+            for (peer, expected) in [(GATEWAY, from_gateway), (STRANGER, from_stranger)] {
+                let facts = read("[{ header: X-Tenant-ID }]", peer, &[(name, A)]);
+                let stripped = facts.map(|facts| facts.strip.iter().any(|n| n.as_str().eq_ignore_ascii_case(name)));
+                assert_eq!(stripped.ok(), Some(expected), "{name} from {peer}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_no_sane_client_sends() {
+        let one = "[{ header: X-Tenant-ID }]";
+        for headers in [
+            &[("X_Tenant_ID", A)][..],
+            &[("Host", "other")],
+            &[("Content-Length", "2"), ("Content-Length", "2")],
+            &[("Content-Length", "2, 2")],
+            &[("Transfer-Encoding", "chunked"), ("content-length", "2")],
+            &[("Connection", "close, x-tenant-id")],
+            &[("Connection", "X-License-Plan")],
+            &[("Connection", "X-Forwarded-For")],
+            &[("Connection", "X-Request-ID")],
+        ] {
+            assert_eq!(read(one, GATEWAY, headers).err(), Some(Fault::Malformed), "{headers:?}");
+        }
+        for headers in [
+            &[("Connection", "keep-alive, Upgrade"), ("Upgrade", "websocket")][..],
+            &[("Connection", "X-Whatever")],
+            &[("Transfer-Encoding", "chunked")],
+            &[("X-Content-Length", "2"), ("Transfer-Encoding", "chunked")],
+        ] {
+            assert!(read(one, GATEWAY, headers).is_ok_and(|facts| facts.hop_by_hop), "{headers:?}");
+        }
+        let many: Vec<_> = (0..100).map(|_| ("X-A", "1")).collect();
+        assert_eq!(read(one, GATEWAY, &many).err(), Some(Fault::HeadersTooLarge), "100 and Host");
+        assert_eq!(read(one, GATEWAY, &[("X-A", &"x".repeat(65_536))]).err(), Some(Fault::HeadersTooLarge));
+    }
 }

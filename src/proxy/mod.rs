@@ -1,10 +1,13 @@
 //! Pingora's phases, and nothing else: each asks the module whose business it is.
 
+mod connection;
 mod forward;
 mod intake;
 mod request_id;
 mod respond;
+mod upgrade;
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -15,14 +18,16 @@ use licensing::answer::Failure;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
-use pingora::upstreams::peer::HttpPeer;
+use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
+pub(crate) use self::connection::Connections;
+use self::forward::Forward;
 pub(crate) use self::intake::Intake;
 use self::intake::{Facts, Fault};
 pub(crate) use self::respond::DrainBounds;
-use crate::access_log::{AccessLog, Line, format_time};
-use crate::gate::{Gate, Identity, Ruling};
+use crate::access_log::{AccessLog, Line};
+use crate::gate::{Gate, Ruling, Step};
 use crate::metrics::Metrics;
 
 /// What the phases share.
@@ -30,7 +35,7 @@ pub(crate) struct Proxy {
     pub(crate) gate: Arc<Gate>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) intake: Intake,
-    pub(crate) upstream: HttpPeer,
+    pub(crate) upstream: Upstream,
     pub(crate) drain: DrainBounds,
     pub(crate) access_log: Option<AccessLog>,
     pub(crate) log_raw_target: bool,
@@ -39,13 +44,33 @@ pub(crate) struct Proxy {
     pub(crate) draining: Arc<std::sync::atomic::AtomicBool>,
 }
 
+/// The upstream, as pingora wants to have it described.
+pub(crate) struct Upstream {
+    /// For requests without hop-by-hop headers: nothing has to be looked for.
+    plain: HttpPeer,
+    /// For all others: pingora strips what is not to be forwarded. Both share one pool of connections.
+    stripping: HttpPeer,
+}
+
+impl Upstream {
+    pub(crate) fn new(peer: HttpPeer) -> Self {
+        let mut plain = peer.clone();
+        plain.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::preserve();
+        Self { plain, stripping: peer }
+    }
+
+    fn peer_for(&self, facts: &Facts) -> &HttpPeer {
+        if facts.hop_by_hop { &self.stripping } else { &self.plain }
+    }
+}
+
 /// What one request gathers on its way.
 pub(crate) struct Context {
     begun: Instant,
+    begun_wall: SystemTime,
     request_id: HeaderValue,
     facts: Option<Facts>,
     ruling: Option<Ruling>,
-    gate_us: u64,
     upstream_status: Option<u16>,
     retried: bool,
     _in_flight: InFlight,
@@ -58,10 +83,10 @@ impl ProxyHttp for Proxy {
     fn new_ctx(&self) -> Context {
         Context {
             begun: Instant::now(),
+            begun_wall: SystemTime::now(),
             request_id: HeaderValue::from_static(""),
             facts: None,
             ruling: None,
-            gate_us: 0,
             upstream_status: None,
             retried: false,
             _in_flight: InFlight::new(&self.metrics),
@@ -75,6 +100,9 @@ impl ProxyHttp for Proxy {
         if self.draining.load(std::sync::atomic::Ordering::Relaxed) {
             session.set_keepalive(None);
         }
+        // Without it pingora drops what a client sends before it has read its answer: the next request, or, where the
+        // upgrade to a WebSocket is under way, its first messages.
+        session.set_pipelining_enabled(true);
         context.request_id = request_id::of(session.req_header());
         let request = session.req_header();
         if request.method == Method::OPTIONS && request.raw_path() == b"*" {
@@ -86,14 +114,16 @@ impl ProxyHttp for Proxy {
             Err(Fault::Malformed) => {
                 // What comes after such a request on this connection can't be told apart from its body.
                 session.set_keepalive(None);
-                return self.deny(session, context, self.gate.refuse_framing(Identity::Missing)).await;
+                return self.deny(session, context, self.gate.refuse_framing(context.begun)).await;
             }
             Err(Fault::HeadersTooLarge) => return self.fail(session, context, Failure::HeadersTooLarge).await,
             Err(Fault::TargetTooLong) => return self.fail(session, context, Failure::TargetTooLong).await,
         };
-        let begun = Instant::now();
-        let ruling = self.gate.rule(request.method.as_str(), request.raw_path(), facts.identity).await;
-        context.gate_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let ruling = match self.gate.rule(request.method.as_str(), request.raw_path(), facts.identity, Instant::now()) {
+            Step::Ruled(ruling) => ruling,
+            // Boxed: pingora moves this future about with every request, and hardly any comes here.
+            Step::Ask(question) => Box::pin(self.gate.ask(question)).await,
+        };
         context.facts = Some(facts);
         if ruling.permit.is_none() {
             return self.deny(session, context, ruling).await;
@@ -102,10 +132,14 @@ impl ProxyHttp for Proxy {
         Ok(false)
     }
 
-    async fn upstream_peer(&self, _: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
-        match context.ruling.as_ref().and_then(|ruling| ruling.permit.as_ref()) {
-            Some(_permit) => Ok(Box::new(self.upstream.clone())),
-            None => Error::e_explain(ErrorType::InternalError, "a request without a permit"),
+    async fn upstream_peer(&self, session: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
+        match (context.ruling.as_ref().and_then(|ruling| ruling.permit.as_ref()), &context.facts) {
+            (Some(_permit), Some(facts)) => {
+                let upstream = self.upstream.peer_for(facts);
+                let upgrade = session.is_upgrade_req();
+                Ok(Box::new(if upgrade { upgrade::peer_for_upgrade(upstream) } else { upstream.clone() }))
+            }
+            _ => Error::e_explain(ErrorType::InternalError, "a request without a permit"),
         }
     }
 
@@ -118,18 +152,25 @@ impl ProxyHttp for Proxy {
         let (Some(facts), Some(ruling)) = (&context.facts, &context.ruling) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a ruling");
         };
-        let peer = peer_ip(session);
-        let tenant_headers = self.intake.tenant_headers();
-        let id = &context.request_id;
-        forward::rewrite(upstream, session.req_header(), facts, ruling, tenant_headers, id, peer)
+        let forward = Forward {
+            downstream: session.req_header(),
+            facts,
+            ruling,
+            tenant_headers: self.intake.tenant_headers(),
+            request_id: &context.request_id,
+            peer: peer_ip(session),
+        };
+        forward.rewrite(upstream)
     }
 
     async fn upstream_response_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         context: &mut Context,
     ) -> Result<()> {
+        // A connection whose request has not been read to its end is closed after the answer, which a 100 is not.
+        session.set_close_on_response_before_downstream_finish(!response.status.is_informational());
         context.upstream_status = Some(response.status.as_u16());
         Ok(())
     }
@@ -222,10 +263,13 @@ impl Proxy {
         let ruling = context.ruling.as_ref();
         let entry = ruling.and_then(|ruling| ruling.entry.as_ref());
         let target = String::from_utf8_lossy(request.raw_path());
-        let tenant = ruling.and_then(|ruling| ruling.tenant).map(|tenant| tenant.to_string());
-        let ts = format_time(SystemTime::now().checked_sub(elapsed).unwrap_or_else(SystemTime::now));
+        // Where there is a licence its tenant has been written already.
+        let tenant = match (entry, ruling.and_then(|ruling| ruling.tenant)) {
+            (Some(entry), _) => entry.tenant_header.to_str().ok().map(Cow::Borrowed),
+            (None, tenant) => tenant.map(|tenant| Cow::Owned(tenant.to_string())),
+        };
         log.write(&Line {
-            ts: &ts,
+            begun: context.begun_wall,
             request_id: context.request_id.to_str().unwrap_or_default(),
             trace_id: trace_id(request),
             tenant_id: tenant.as_deref(),
@@ -239,15 +283,13 @@ impl Proxy {
             plan: entry.map(|entry| &*entry.license.plan),
             revision: entry.map(|entry| entry.license.revision),
             layer: ruling.and_then(|ruling| ruling.layer).map(crate::licenses::Layer::as_str),
-            license_age_ms: ruling
-                .and_then(|ruling| ruling.age)
-                .map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+            license_age: ruling.and_then(|ruling| ruling.age),
             fallback: ruling.and_then(|ruling| ruling.fallback),
             mode: ruling.map_or_else(|| self.gate.policy().enforcement.mode(), |ruling| ruling.mode).as_str(),
             config_hash: &self.config_hash,
             upstream_status: context.upstream_status,
-            gate_us: context.gate_us,
-            total_ms: (elapsed.as_secs_f64() * 1e6).round() / 1e3,
+            gate: ruling.map_or(std::time::Duration::ZERO, |ruling| ruling.took),
+            total: elapsed,
             target: self.log_raw_target.then_some(&*target),
         });
     }

@@ -2,10 +2,10 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 
 use super::{StoreError, StoreName};
 
@@ -30,22 +30,25 @@ pub(crate) enum BreakerState {
 #[derive(Debug)]
 pub(crate) struct Breaker {
     store: StoreName,
-    state: AtomicU8,
+    state: watch::Sender<BreakerState>,
 }
 
 impl Breaker {
     /// A closed breaker.
     pub(crate) fn new(store: StoreName) -> Arc<Self> {
-        Arc::new(Self { store, state: AtomicU8::new(BreakerState::Closed as u8) })
+        Arc::new(Self { store, state: watch::Sender::new(BreakerState::Closed) })
     }
 
     /// The state now.
     pub(crate) fn state(&self) -> BreakerState {
-        match self.state.load(Ordering::Acquire) {
-            0 => BreakerState::Closed,
-            1 => BreakerState::Suspect,
-            _ => BreakerState::Open,
-        }
+        *self.state.borrow()
+    }
+
+    /// Wait for a probe's verdict, if one is under way.
+    pub(crate) async fn settled(&self) -> BreakerState {
+        let mut states = self.state.subscribe();
+        // The sender lives as long as `self`, so waiting can't fail.
+        states.wait_for(|state| *state != BreakerState::Suspect).await.map_or(BreakerState::Suspect, |state| *state)
     }
 
     /// Whether the store may be asked.
@@ -71,19 +74,25 @@ impl Breaker {
                 }
                 tokio::time::sleep(PROBE_INTERVAL).await;
             }
-            breaker.state.store(BreakerState::Closed as u8, Ordering::Release);
+            breaker.state.send_replace(BreakerState::Closed);
             tracing::info!(store = breaker.store.as_str(), "the store answers again");
         });
     }
 
     fn moves(&self, from: BreakerState, to: BreakerState) -> bool {
-        self.state.compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        self.state.send_if_modified(|state| {
+            let moves = *state == from;
+            if moves {
+                *state = to;
+            }
+            moves
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
 

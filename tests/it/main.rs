@@ -3,8 +3,14 @@
 mod cli;
 mod decisions;
 mod demo;
+mod failures;
+mod forwarding;
+mod framing;
 mod harness;
 mod harness_selftest;
+mod layers;
+mod lifecycle;
 mod migrations;
 mod operations;
 mod real_backend;
+mod streaming;

@@ -65,6 +65,11 @@ impl RawResponse {
 impl RawClient {
     pub(crate) async fn connect(address: SocketAddr) -> RawClient {
         let stream = TcpStream::connect(address).await.unwrap_or_else(|error| panic!("{address}: {error}"));
+        RawClient::over(stream)
+    }
+
+    /// Over a connection that is there already.
+    pub(crate) fn over(stream: TcpStream) -> RawClient {
         stream.set_nodelay(true).expect("a socket option");
         RawClient { stream, unread: BytesMut::new() }
     }
@@ -114,6 +119,19 @@ impl RawClient {
             Ok(response)
         })
         .await
+    }
+
+    /// The head of a request or a response, up to and including the empty line, as it was sent.
+    pub(crate) async fn raw_head(&mut self) -> String {
+        let head = within_limit(self.head()).await.unwrap_or_else(|error| panic!("no head: {error}"));
+        String::from_utf8_lossy(&head).into_owned()
+    }
+
+    /// Everything up to and including `end`, as it was sent.
+    pub(crate) async fn until(&mut self, end: &str) -> String {
+        let bytes = within_limit(self.up_to(end.as_bytes())).await;
+        let bytes = bytes.unwrap_or_else(|error| panic!("no {end:?}: {error}; unread: {:?}", self.unread));
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// Whatever bytes come next, at least one; empty when the peer has closed.

@@ -12,6 +12,7 @@ use std::sync::LazyLock;
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
+pub(crate) mod backend;
 pub(crate) mod client;
 pub(crate) mod postgres;
 pub(crate) mod process;
@@ -22,9 +23,10 @@ pub(crate) mod upstream;
 pub(crate) mod wire;
 pub(crate) mod world;
 
+pub(crate) use backend::Backend;
 pub(crate) use client::{RawClient, RawResponse};
 pub(crate) use postgres::{Database, Postgres};
-pub(crate) use proxy::Proxy;
+pub(crate) use proxy::{Proxy, ProxyBuilder};
 pub(crate) use redis::{Redis, RedisOptions};
 pub(crate) use upstream::{Recorded, Reply, Upstream};
 pub(crate) use wire::Wire;

@@ -324,8 +324,9 @@ impl Proxy {
             if let Some(status) = self.process.exited() {
                 return Some(status);
             }
-            // Nobody may be listening yet.
+            // Nobody may be listening yet, on either port.
             if tokio::net::TcpStream::connect(self.ops_address()).await.is_ok()
+                && tokio::net::TcpStream::connect(self.address()).await.is_ok()
                 && client::request(self.ops_address(), "GET", path, &[]).await.status == 200
             {
                 return None;

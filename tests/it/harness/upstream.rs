@@ -588,8 +588,13 @@ pub(crate) fn generated_block() -> Bytes {
 
 /// A number that two bodies share only if they are equal, as far as a test needs to know.
 pub(crate) fn fingerprint(body: &[u8]) -> u64 {
+    fingerprint_of([body])
+}
+
+/// The same of a body in pieces.
+pub(crate) fn fingerprint_of<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> u64 {
     let mut fingerprint = Fingerprint::default();
-    fingerprint.add(body);
+    pieces.into_iter().for_each(|piece| fingerprint.add(piece));
     fingerprint.value()
 }
 
