@@ -88,7 +88,7 @@ fn main() -> anyhow::Result<()> {
 
     // Connections of an open loop are opened before its first request is due.
     let started = Instant::now() + Duration::from_millis(if args.mode == Mode::Open { 100 } else { 0 });
-    let (done, until_done) = mpsc::channel::<()>();
+    let (done, until_done) = mpsc::sync_channel::<()>(0);
     let window = thread::spawn({
         let args = args.clone();
         move || Window::observe(&args, started, &until_done)
@@ -361,6 +361,7 @@ fn open_connection(args: &Args, requests: &[Vec<u8>], index: usize, first: Insta
         }
         // Woken a little early, it sends a little early, and counts from there: never from later than due.
         if let Some(wait) = due.checked_duration_since(Instant::now() + SLEEP_SLACK) {
+            #[expect(clippy::disallowed_methods, reason = "a thread for each connection: no task runs on it")]
             thread::sleep(wait);
         }
         let from = due.min(Instant::now());

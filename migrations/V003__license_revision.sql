@@ -3,6 +3,9 @@
 
 ALTER TABLE tenant_licenses ADD COLUMN IF NOT EXISTS revision BIGINT NOT NULL DEFAULT 0;
 
+-- Rows that are older than the column, of a table that was restored perhaps: copies of them may lie in caches.
+UPDATE tenant_licenses SET revision = (extract(epoch FROM clock_timestamp()) * 1000000)::BIGINT WHERE revision = 0;
+
 CREATE OR REPLACE FUNCTION tenant_licenses_set_revision() RETURNS trigger
     LANGUAGE plpgsql AS
 $$
@@ -14,7 +17,11 @@ BEGIN
     ELSE
         NEW.revision := GREATEST(OLD.revision + 1, clock);
         IF NEW.updated_at IS NOT DISTINCT FROM OLD.updated_at THEN
-            NEW.updated_at := timezone('utc', now());
+            IF pg_typeof(NEW.updated_at) = 'timestamptz'::regtype THEN
+                NEW.updated_at := now();
+            ELSE
+                NEW.updated_at := timezone('utc', now());
+            END IF;
         END IF;
     END IF;
     RETURN NEW;

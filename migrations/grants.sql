@@ -2,4 +2,9 @@
 --   psql -v role=license_proxy -f migrations/grants.sql "$DATABASE_URL"
 
 GRANT SELECT, INSERT, UPDATE, DELETE ON tenant_licenses, feature_usage TO :"role";
+
+-- For `migrate --status`; absent where the migrations were run by psql.
+SELECT to_regclass('refinery_schema_history') IS NOT NULL AS has_history \gset
+\if :has_history
 GRANT SELECT ON refinery_schema_history TO :"role";
+\endif

@@ -90,6 +90,7 @@ impl AccessLog {
     pub(crate) fn start(sink: impl Write + Send + 'static, dropped: IntCounter) -> std::io::Result<Self> {
         let log = Self { buffer: Arc::default(), dropped };
         let buffer = Arc::downgrade(&log.buffer);
+        #[expect(clippy::disallowed_methods, reason = "a thread of its own, which runs no task")]
         std::thread::Builder::new().name("access-log".to_owned()).spawn(move || {
             let mut sink = sink;
             let mut lines = Vec::new();
@@ -119,6 +120,7 @@ impl AccessLog {
     }
 
     /// Wait until everything put down so far has been taken up for writing. For the end of the program.
+    #[expect(clippy::disallowed_methods, reason = "called by a thread that runs no task")]
     pub(crate) fn flush(&self) {
         let deadline = std::time::Instant::now() + 5 * FLUSH_INTERVAL;
         while !self.buffer.lock().lines.is_empty() && std::time::Instant::now() < deadline {

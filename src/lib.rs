@@ -1,8 +1,8 @@
 //! dotmac-license-proxy: a reverse proxy that runs beside a multi-tenant backend and enforces, per request, what the
 //! tenant's licence includes.
 //!
-//! A request walks one way: [`proxy`] reads it, [`gate`] rules on it with what [`licenses`] finds in [`stores`], and
-//! [`proxy`] forwards it or answers. The rules themselves are the crate [`licensing`], which does no I/O.
+//! A request walks one way: `proxy` reads it, `gate` rules on it with what `licenses` finds in `stores`, and
+//! `proxy` forwards it or answers. The rules themselves are the crate `licensing`, which does no I/O.
 
 mod access_log;
 mod api;

@@ -15,9 +15,19 @@ mod embedded {
 /// Processes that migrate at once wait for each other on this advisory lock: "dotmac" in ASCII.
 const LOCK: i64 = 0x646f_746d_6163;
 
-/// The tables that migrations create. If one is gone although the history says that everything was applied, somebody has
-/// dropped it, and all of them run again: each is written so that it may.
-const TABLES: [&str; 2] = ["tenant_licenses", "feature_usage"];
+/// What migrations create: which one, what, and a query for whether it is there. If something is gone although the history
+/// says that its migration was applied, somebody has dropped it, or has put tables of the first migration in its place;
+/// then all of them run again: each is written so that it may.
+const CREATED: [(i32, &str, &str); 3] = [
+    (1, "table tenant_licenses", "SELECT to_regclass('tenant_licenses') IS NOT NULL"),
+    (1, "table feature_usage", "SELECT to_regclass('feature_usage') IS NOT NULL"),
+    (
+        3,
+        "trigger tenant_licenses_set_revision",
+        "SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass('tenant_licenses') \
+         AND tgname = 'tenant_licenses_set_revision')",
+    ),
+];
 
 const HISTORY: &str = "refinery_schema_history";
 
@@ -25,8 +35,8 @@ const HISTORY: &str = "refinery_schema_history";
 pub(crate) struct Status {
     /// Every migration, and whether it has been applied.
     pub migrations: Vec<(String, bool)>,
-    /// Tables that are gone although their migration was applied.
-    pub missing_tables: Vec<&'static str>,
+    /// What is gone although its migration was applied.
+    pub missing: Vec<&'static str>,
 }
 
 /// Apply what is pending; answers the names of what was applied.
@@ -37,9 +47,9 @@ pub(crate) async fn migrate(url: &SecretString) -> anyhow::Result<Vec<String>> {
     let mut client = connect_postgres(url).await?;
     // Held until the connection ends.
     client.execute("SELECT pg_advisory_lock($1)", &[&LOCK]).await.context("the migration lock")?;
-    let missing = missing_tables(&client).await?;
-    if !missing.is_empty() && exists(&client, HISTORY).await? {
-        tracing::warn!(tables = ?missing, "tables are gone; all migrations run again");
+    let missing = missing(&client, &applied(&client).await?).await?;
+    if !missing.is_empty() {
+        tracing::warn!(?missing, "what was created is gone; all migrations run again");
         client.batch_execute(&format!("DELETE FROM {HISTORY}")).await.context("the migration history")?;
     }
     let report = runner().run_async(&mut client).await.map_err(|error| anyhow!("{}", describe(&error)))?;
@@ -52,41 +62,40 @@ pub(crate) async fn migrate(url: &SecretString) -> anyhow::Result<Vec<String>> {
 /// When the database can't be reached.
 pub(crate) async fn status(url: &SecretString) -> anyhow::Result<Status> {
     let client = connect_postgres(url).await?;
-    let applied: Vec<i32> = match exists(&client, HISTORY).await? {
-        true => client
-            .query(&format!("SELECT version::int FROM {HISTORY}"), &[])
-            .await?
-            .iter()
-            .map(|row| row.get(0))
-            .collect(),
-        false => Vec::new(),
-    };
+    let applied = applied(&client).await?;
     let runner = runner();
     let mut migrations: Vec<_> = runner.get_migrations().iter().collect();
     migrations.sort_by_key(|migration| migration.version());
     let migrations =
         migrations.into_iter().map(|m| (name(m), applied.iter().any(|v| i64::from(*v) == i64::from(m.version()))));
     let migrations: Vec<_> = migrations.collect();
-    let missing_tables = if applied.is_empty() { Vec::new() } else { missing_tables(&client).await? };
-    Ok(Status { migrations, missing_tables })
+    let missing = missing(&client, &applied).await?;
+    Ok(Status { migrations, missing })
 }
 
 fn runner() -> Runner {
     embedded::migrations::runner()
 }
 
-async fn missing_tables(client: &Client) -> anyhow::Result<Vec<&'static str>> {
+/// The versions in the history.
+async fn applied(client: &Client) -> anyhow::Result<Vec<i32>> {
+    let has_history = client.query_one("SELECT to_regclass($1::text) IS NOT NULL", &[&HISTORY]).await?;
+    if !has_history.get::<_, bool>(0) {
+        return Ok(Vec::new());
+    }
+    let rows = client.query(&format!("SELECT version::int FROM {HISTORY}"), &[]).await.context("the history")?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// What is gone although its migration was applied.
+async fn missing(client: &Client, applied: &[i32]) -> anyhow::Result<Vec<&'static str>> {
     let mut missing = Vec::new();
-    for table in TABLES {
-        if !exists(client, table).await? {
-            missing.push(table);
+    for (version, what, is_there) in CREATED {
+        if applied.contains(&version) && !client.query_one(is_there, &[]).await?.get::<_, bool>(0) {
+            missing.push(what);
         }
     }
     Ok(missing)
-}
-
-async fn exists(client: &Client, table: &str) -> anyhow::Result<bool> {
-    Ok(client.query_one("SELECT to_regclass($1::text) IS NOT NULL", &[&table]).await?.get(0))
 }
 
 fn name(migration: &refinery::Migration) -> String {

@@ -354,6 +354,7 @@ struct End {
 }
 
 impl End {
+    #[expect(clippy::disallowed_methods, reason = "a thread that runs no task, and what was to be flushed has been")]
     fn after(self, mut phases: tokio::sync::broadcast::Receiver<pingora::server::ExecutionPhase>) {
         use pingora::server::ExecutionPhase::{ShutdownGracePeriod, ShutdownRuntimes};
         while !matches!(phases.blocking_recv(), Ok(ShutdownGracePeriod | ShutdownRuntimes) | Err(_)) {}

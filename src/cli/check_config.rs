@@ -4,11 +4,13 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
+use licensing::config::LicenseSource;
 use licensing::openapi;
 use licensing::routes::{Access, Routes, Rule};
 
 use super::{ConfigFile, Failure};
 use crate::settings::Settings;
+use crate::stores::FileSource;
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -34,6 +36,7 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
     for override_ in &settings.overrides {
         eprintln!("environment: {override_}");
     }
+    check_license_file(&settings)?;
     if options.print_effective {
         print!("{}", settings.config.to_yaml().context("the effective configuration")?);
     }
@@ -41,6 +44,19 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
         Some(file) => check_backend(file, &policy.routes, options.strict)?,
         None if !options.print_effective => println!("{}", summary(&settings)),
         None => {}
+    }
+    Ok(())
+}
+
+/// Licences in a file are checked with the configuration, if the file is here: where a configuration is checked before it
+/// goes out, it need not be.
+fn check_license_file(settings: &Settings) -> Result<(), Failure> {
+    let LicenseSource::File(file) = &settings.config.licenses.source else { return Ok(()) };
+    let path = file.resolve(&settings.file);
+    if path.exists() {
+        FileSource::open(path, settings.config.plans.clone()).map_err(Failure::Usage)?;
+    } else {
+        eprintln!("{}: warning: the licence file {} is not here", settings.file.display(), path.display());
     }
     Ok(())
 }
@@ -80,7 +96,8 @@ fn check_backend(file: &std::path::Path, routes: &Routes, strict: bool) -> Resul
     let unmatched = report.unmatched().count();
     println!("{} operations, {unmatched} without a rule", report.operations.len());
     if strict && unmatched > 0 {
-        return Err(Failure::Failed(anyhow::anyhow!("{unmatched} operations fall under no rule")));
+        let all = report.operations.len();
+        return Err(Failure::Failed(anyhow::anyhow!("{name}: {unmatched} of {all} operations fall under no rule")));
     }
     Ok(())
 }

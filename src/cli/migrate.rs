@@ -42,8 +42,8 @@ async fn status(url: &SecretString) -> Result<(), Failure> {
     for (name, applied) in &status.migrations {
         println!("{:<9} {name}", if *applied { "applied" } else { "pending" });
     }
-    for table in &status.missing_tables {
-        println!("missing   table {table}: `migrate` creates it again");
+    for what in &status.missing {
+        println!("missing   {what}: `migrate` creates it again");
     }
     Ok(())
 }

@@ -192,7 +192,7 @@ impl Licenses {
 
     /// How many licences memory holds, and their bytes.
     pub(crate) fn memory_use(&self) -> (u64, u64) {
-        (self.memory.len(), self.memory.bytes())
+        self.memory.usage()
     }
 
     /// Join the load of `tenant` that is under way, or begin one; true for whoever began it.

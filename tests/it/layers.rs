@@ -115,7 +115,7 @@ async fn one_load_per_tenant_at_a_time() {
     // Slow enough that many requests come while the first still waits.
     world.postgres_wire.slow(Duration::from_millis(15));
     let ask = |i: usize| {
-        let proxy = if i % 2 == 0 { &world.proxy } else { &replica };
+        let proxy = if i.is_multiple_of(2) { &world.proxy } else { &replica };
         world::get(proxy, "/api/v1/tickets", tenant)
     };
     let answers = join_all((0..100).map(ask)).await;

@@ -1,6 +1,8 @@
 //! The proxy tested from outside: its real binary among real servers.
 
+mod cli;
 mod decisions;
+mod demo;
 mod failures;
 mod forwarding;
 mod framing;
@@ -8,4 +10,7 @@ mod harness;
 mod harness_selftest;
 mod layers;
 mod lifecycle;
+mod migrations;
+mod operations;
+mod real_backend;
 mod streaming;

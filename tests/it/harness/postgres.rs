@@ -254,6 +254,15 @@ impl Database {
     }
 }
 
+impl Database {
+    /// Runs `psql` as operators do, stopping at the first error, and returns what it printed; panics when it fails.
+    pub(crate) fn psql(&self, arguments: &[&str]) -> String {
+        let (psql, url) = (programs().join("psql").display().to_string(), self.url());
+        let fixed = [&psql, "--no-psqlrc", "--quiet", "--dbname", &url, "-v", "ON_ERROR_STOP=1"];
+        run(&[&fixed[..], arguments].concat())
+    }
+}
+
 impl Drop for Database {
     /// Best effort: what is left goes with the server.
     fn drop(&mut self) {

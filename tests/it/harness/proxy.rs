@@ -26,6 +26,8 @@ pub(crate) struct Proxy {
 #[derive(Clone)]
 pub(crate) struct ProxyBuilder {
     config: Value,
+    /// Stands in for `config` where the test brings a text of its own.
+    text: Option<String>,
     envs: BTreeMap<String, String>,
     wait: Wait,
 }
@@ -95,7 +97,7 @@ impl Proxy {
                 { "name": "enterprise", "features": ["crm", "tickets", "projects", "fieldops", "analytics"] },
             ],
         });
-        ProxyBuilder { config, envs: BTreeMap::new(), wait: Wait::Ready }
+        ProxyBuilder { config, text: None, envs: BTreeMap::new(), wait: Wait::Ready }
     }
 
     /// `http://127.0.0.1:PORT`, without a slash at the end.
@@ -233,6 +235,12 @@ impl ProxyBuilder {
         self
     }
 
+    /// Takes this text as the configuration; `PROXY_ADDRESS` and `OPS_ADDRESS` in it become the addresses to listen on.
+    pub(crate) fn text(mut self, text: String) -> ProxyBuilder {
+        self.text = Some(text);
+        self
+    }
+
     /// Sets a variable of the proxy's environment; it gets no others but PATH, HOME and TMPDIR.
     pub(crate) fn env(mut self, name: &str, value: impl Into<String>) -> ProxyBuilder {
         self.envs.insert(name.to_owned(), value.into());
@@ -280,7 +288,11 @@ impl ProxyBuilder {
 
     /// The configuration as it is written to the file. JSON is YAML.
     pub(crate) fn config_text(&self) -> String {
-        serde_json::to_string_pretty(&self.config).expect("a JSON value")
+        let listener = |name: &str| self.config["listen"][name].as_str().expect("an address").to_owned();
+        match &self.text {
+            Some(text) => text.replace("PROXY_ADDRESS", &listener("proxy")).replace("OPS_ADDRESS", &listener("ops")),
+            None => serde_json::to_string_pretty(&self.config).expect("a JSON value"),
+        }
     }
 
     fn listening_on(self, proxy_port: u16, ops_port: u16) -> ProxyBuilder {

@@ -27,10 +27,13 @@ fn license(plan: &str, features: &[&str], days: (i64, i64), auto_renew: bool) ->
     }
 }
 
+/// A name, the days of validity from now, `auto_renew`, why it is refused, and the day on which its grace ends.
+type Validity = (&'static str, (i64, i64), bool, Option<Reason>, Option<i64>);
+
 /// Every plan, every feature, every kind of validity, every mode: what the table in the design says, in full.
 #[test]
 fn plan_by_feature_by_validity_by_enforcement() {
-    let validities: [(&str, (i64, i64), bool, Option<Reason>, Option<i64>); 6] = [
+    let validities: [Validity; 6] = [
         ("valid", (-1, 1), false, None, None),
         ("not yet", (1, 2), false, Some(Reason::LicenseNotYetValid), None),
         ("expired", (-2, -1), false, Some(Reason::LicenseExpired), None),
