@@ -136,23 +136,23 @@ impl Line<'_> {
         out.extend_from_slice(b"{\"ts\":\"");
         clock.write(self.begun, out);
         out.push(b'"');
-        text(out, ",\"request_id\":", Some(self.request_id));
-        text(out, ",\"trace_id\":", self.trace_id);
-        text(out, ",\"tenant_id\":", self.tenant_id);
-        text(out, ",\"method\":", Some(self.method));
+        token(out, ",\"request_id\":", Some(self.request_id));
+        token(out, ",\"trace_id\":", self.trace_id);
+        token(out, ",\"tenant_id\":", self.tenant_id);
+        token(out, ",\"method\":", Some(self.method));
         text(out, ",\"path\":", Some(self.path));
         number(out, ",\"status\":", Some(self.status));
-        text(out, ",\"decision\":", Some(self.decision));
-        text(out, ",\"reason\":", self.reason);
-        text(out, ",\"feature\":", self.feature);
+        token(out, ",\"decision\":", Some(self.decision));
+        token(out, ",\"reason\":", self.reason);
+        token(out, ",\"feature\":", self.feature);
         text(out, ",\"rule\":", self.rule);
         text(out, ",\"plan\":", self.plan);
         number(out, ",\"revision\":", self.revision);
-        text(out, ",\"layer\":", self.layer);
+        token(out, ",\"layer\":", self.layer);
         number(out, ",\"license_age_ms\":", self.license_age.map(|age| age.as_millis()));
-        text(out, ",\"fallback\":", self.fallback);
-        text(out, ",\"mode\":", Some(self.mode));
-        text(out, ",\"config_hash\":", Some(self.config_hash));
+        token(out, ",\"fallback\":", self.fallback);
+        token(out, ",\"mode\":", Some(self.mode));
+        token(out, ",\"config_hash\":", Some(self.config_hash));
         number(out, ",\"upstream_status\":", self.upstream_status);
         number(out, ",\"gate_us\":", Some(self.gate.as_micros()));
         number(out, ",\"total_ms\":", Some(self.total.as_millis()));
@@ -165,20 +165,30 @@ impl Line<'_> {
     }
 }
 
-/// A member whose value is a text. Most hold nothing that JSON escapes (RFC 8259 section 7) and are copied.
-fn text(out: &mut Vec<u8>, member: &str, value: Option<&str>) {
+/// A member whose value holds nothing that JSON escapes (RFC 8259 section 7): names of ours, ids, methods.
+fn token(out: &mut Vec<u8>, member: &str, value: Option<&str>) {
     out.extend_from_slice(member.as_bytes());
     match value {
         None => out.extend_from_slice(b"null"),
-        Some(value) if value.bytes().any(|b| b < 0x20 || matches!(b, b'"' | b'\\')) => {
-            // Writing to a vector can't fail, and a str is always valid JSON text.
-            let _ = serde_json::to_writer(out, value);
-        }
         Some(value) => {
             out.push(b'"');
             out.extend_from_slice(value.as_bytes());
             out.push(b'"');
         }
+    }
+}
+
+/// A member whose value may hold anything.
+fn text(out: &mut Vec<u8>, member: &str, value: Option<&str>) {
+    // Without an early end, so that many bytes are looked at at once.
+    let escapes = |value: &str| value.bytes().fold(false, |any, b| any | (b < 0x20) | (b == b'"') | (b == b'\\'));
+    match value {
+        Some(value) if escapes(value) => {
+            out.extend_from_slice(member.as_bytes());
+            // Writing to a vector can't fail, and a str is always valid JSON text.
+            let _ = serde_json::to_writer(out, value);
+        }
+        value => token(out, member, value),
     }
 }
 

@@ -257,13 +257,11 @@ impl Intake {
         }
         facts.identity = identity;
         let Identity::Tenant(tenant) = identity else { return };
-        let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
-        let canonical = tenant.as_uuid().hyphenated().encode_lower(&mut text).as_bytes();
-        let all_canonical = named.iter().all(|(_, value)| value.as_bytes() == canonical);
+        let all_canonical = named.iter().all(|(_, value)| is_canonical(value.as_bytes()));
         facts.tenant_in_place = all_canonical && named.iter().any(|(name, _)| *name == X_TENANT_ID);
         facts.tenant = match named.first() {
             Some((_, value)) if all_canonical => Some((*value).clone()),
-            _ => HeaderValue::from_bytes(canonical).ok(),
+            _ => HeaderValue::from_str(&tenant.to_string()).ok(),
         };
     }
 
@@ -314,6 +312,12 @@ enum Passes {
     No,
     /// The request is refused: a backend that folds `_` to `-` could take it for the tenant's header.
     Never,
+}
+
+/// Whether the text of a tenant id is its canonical one. Of all spellings that are read only one has this length and this
+/// hyphen; letters are what remains to be seen.
+fn is_canonical(id: &[u8]) -> bool {
+    id.len() == uuid::fmt::Hyphenated::LENGTH && id[8] == b'-' && !id.iter().any(u8::is_ascii_uppercase)
 }
 
 fn names_content_length(raw_head: &[u8]) -> bool {
@@ -380,6 +384,18 @@ mod tests {
             let found = read(sources, peer, headers).map(|facts| facts.identity).ok();
             assert_eq!(found, Some(expected), "{sources} {headers:?}");
         }
+    }
+
+    #[test]
+    fn tenants_are_told_canonically() {
+        let (upper, simple, blanks) = (A.to_uppercase(), A.replace('-', ""), format!("{}    ", A.replace('-', "")));
+        for (spelling, in_place) in [(A, true), (&upper, false), (&simple, false), (&blanks, false)] {
+            let facts = read("[{ header: X-Tenant-ID }]", GATEWAY, &[("X-Tenant-ID", spelling)]).expect("no fault");
+            assert_eq!(facts.tenant.as_ref().map(HeaderValue::as_bytes), Some(A.as_bytes()), "{spelling:?}");
+            assert_eq!(facts.tenant_in_place, in_place, "{spelling:?}");
+        }
+        let facts = read("[{ header: X-Org }]", GATEWAY, &[("X-Org", A)]).expect("no fault");
+        assert!(facts.tenant.is_some() && !facts.tenant_in_place, "not under our name yet");
     }
 
     #[test]

@@ -262,7 +262,8 @@ impl Proxy {
         let request = session.req_header();
         let ruling = context.ruling.as_ref();
         let entry = ruling.and_then(|ruling| ruling.entry.as_ref());
-        let target = String::from_utf8_lossy(request.raw_path());
+        let target = request.raw_path();
+        let path = memchr::memchr(b'?', target).map_or(target, |query| &target[..query]);
         let facts = context.facts.as_ref();
         log.write(&Line {
             begun: context.begun_wall,
@@ -270,7 +271,7 @@ impl Proxy {
             trace_id: facts.and_then(|facts| trace_id(facts.trace.as_ref()?)),
             tenant_id: facts.and_then(|facts| facts.tenant.as_ref()?.to_str().ok()),
             method: request.method.as_str(),
-            path: target.split('?').next().unwrap_or_default(),
+            path: &String::from_utf8_lossy(path),
             status: session.response_written().map_or(0, |head| head.status.as_u16()),
             decision: ruling.map_or("refused", |ruling| ruling.outcome.as_str()),
             reason: ruling.and_then(|ruling| ruling.reason).map(licensing::reason::Reason::name),
@@ -286,7 +287,7 @@ impl Proxy {
             upstream_status: context.upstream_status,
             gate: ruling.map_or(std::time::Duration::ZERO, |ruling| ruling.took),
             total: elapsed,
-            target: self.log_raw_target.then_some(&*target),
+            target: self.log_raw_target.then(|| String::from_utf8_lossy(target)).as_deref(),
         });
     }
 }
