@@ -105,29 +105,35 @@ impl ProxyHttp for Proxy {
         session.set_pipelining_enabled(true);
         let request = session.req_header();
         if request.method == Method::OPTIONS && request.raw_path() == b"*" {
-            return self.answer_options(session).await;
+            return Box::pin(self.answer_options(session)).await;
         }
         let raw_head = || session.as_http1().map(|http1| http1.get_headers_raw_bytes()).unwrap_or_default();
         let facts = match self.intake.read(request, raw_head, peer_ip(session)) {
             Ok(facts) => context.facts.insert(facts),
             Err(Fault::Malformed) => {
-                context.request_id = request_id::new();
+                context.request_id = request_id::said_in(request);
                 // What comes after such a request on this connection can't be told apart from its body.
                 session.set_keepalive(None);
-                return self.deny(session, context, self.gate.refuse_framing(context.begun)).await;
+                return Box::pin(self.deny(session, context, self.gate.refuse_framing(context.begun))).await;
             }
-            Err(Fault::HeadersTooLarge) => return self.fail(session, context, Failure::HeadersTooLarge).await,
-            Err(Fault::TargetTooLong) => return self.fail(session, context, Failure::TargetTooLong).await,
+            Err(Fault::HeadersTooLarge) => {
+                context.request_id = request_id::said_in(request);
+                return Box::pin(self.fail(session, context, Failure::HeadersTooLarge)).await;
+            }
+            Err(Fault::TargetTooLong) => {
+                context.request_id = request_id::said_in(request);
+                return Box::pin(self.fail(session, context, Failure::TargetTooLong)).await;
+            }
         };
         context.request_id = request_id::of(facts.request_id.as_ref());
         let step = self.gate.rule(request.method.as_str(), request.raw_path(), facts.identity, context.begun);
         let ruling = match step {
             Step::Ruled(ruling) => ruling,
-            // Boxed: pingora moves this future about with every request, and hardly any comes here.
+            // Boxed, as is every branch that waits: pingora moves this future about with each request.
             Step::Ask(question) => Box::pin(self.gate.ask(question)).await,
         };
         if ruling.permit.is_none() {
-            return self.deny(session, context, ruling).await;
+            return Box::pin(self.deny(session, context, ruling)).await;
         }
         context.ruling = Some(ruling);
         Ok(false)

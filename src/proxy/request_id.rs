@@ -1,6 +1,7 @@
 //! The request's id: the client's if it is a plain token, else a new one.
 
 use http::HeaderValue;
+use pingora::http::RequestHeader;
 use uuid::Uuid;
 
 /// The longest id that is taken over, in bytes.
@@ -14,8 +15,17 @@ pub(super) fn of(said: Option<&HeaderValue>) -> HeaderValue {
     }
 }
 
+/// The id of a request whose headers have not been read to their end.
+pub(super) fn said_in(request: &RequestHeader) -> HeaderValue {
+    let mut values = request.headers.get_all("x-request-id").iter();
+    match (values.next(), values.next()) {
+        (Some(value), None) => of(Some(value)),
+        _ => new(),
+    }
+}
+
 /// A new id.
-pub(super) fn new() -> HeaderValue {
+fn new() -> HeaderValue {
     let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
     let id = Uuid::new_v4().hyphenated().encode_lower(&mut text);
     HeaderValue::from_str(id).unwrap_or_else(|_| HeaderValue::from_static("-"))
