@@ -233,13 +233,11 @@ impl ProxyHttp for Proxy {
 impl Proxy {
     async fn deny(&self, session: &mut Session, context: &mut Context, ruling: Ruling) -> Result<bool> {
         let policy = self.gate.policy();
-        if let Some(denial) = self.gate.denial(&ruling) {
+        if let Some(denial) = self.gate.denial(context.ruling.insert(ruling)) {
             let id = context.request_id.to_str().unwrap_or_default();
             let answer = policy.answers.denial(&denial, &policy.plans, id, respond::format_for(session));
-            context.ruling = None;
             respond::respond(session, answer, self.drain).await?;
         }
-        context.ruling = Some(ruling);
         Ok(true)
     }
 
