@@ -4,20 +4,11 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::harness::{Backend, RawClient, RawResponse, Reply, World, client};
+use crate::harness::{RawClient, RawResponse, Reply, World, client};
 
 const GET: &str = "GET /x HTTP/1.1\r\nHost: app\r\n\r\n";
 const POST: &str = "POST /x HTTP/1.1\r\nHost: app\r\nContent-Length: 2\r\n\r\nhi";
 const EMPTY: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
-
-async fn behind_a_played_backend() -> (World, Backend) {
-    let backend = Backend::start().await;
-    let world = World::start_with(|builder| {
-        builder.set("/upstream/address", backend.address()).set("/upstream/idle_timeout", "60s")
-    })
-    .await;
-    (world, backend)
-}
 
 /// An answer that says what failed, to the client and to whoever reads the log.
 async fn assert_failure(world: &World, answer: &RawResponse, status: u16, reason: &str, proxy_status: &str) {
@@ -94,7 +85,7 @@ async fn an_upstream_that_ends_within_a_response() {
 #[tokio::test]
 async fn a_kept_connection_that_ends() {
     for (request, again) in [(GET, true), (POST, false)] {
-        let (world, backend) = behind_a_played_backend().await;
+        let (world, backend) = World::behind_a_played_backend().await;
         let mut connection = RawClient::connect(world.proxy.address()).await;
         connection.send(GET).await.expect("sent");
         let (mut upstream, _) = backend.request().await;
@@ -123,7 +114,7 @@ async fn a_kept_connection_that_ends() {
 /// A new connection that ends before an answer has shown that the backend read the request: nothing is sent again.
 #[tokio::test]
 async fn a_new_connection_that_ends() {
-    let (world, backend) = behind_a_played_backend().await;
+    let (world, backend) = World::behind_a_played_backend().await;
     for request in [GET, POST] {
         let mut connection = RawClient::connect(world.proxy.address()).await;
         connection.send(request).await.expect("sent");
@@ -136,7 +127,7 @@ async fn a_new_connection_that_ends() {
 /// An upload that the backend refuses while it is on its way.
 #[tokio::test]
 async fn an_early_answer_of_the_backend() {
-    let (world, backend) = behind_a_played_backend().await;
+    let (world, backend) = World::behind_a_played_backend().await;
     let mut connection = RawClient::connect(world.proxy.address()).await;
     connection.send("POST /x HTTP/1.1\r\nHost: app\r\nContent-Length: 1000000\r\n\r\nbegin").await.expect("sent");
     let (mut upstream, _) = backend.request().await;
@@ -149,7 +140,7 @@ async fn an_early_answer_of_the_backend() {
 /// Who has left is waited for by nobody.
 #[tokio::test]
 async fn a_client_that_leaves() {
-    let (world, backend) = behind_a_played_backend().await;
+    let (world, backend) = World::behind_a_played_backend().await;
     for request in [GET, POST, "POST /x HTTP/1.1\r\nHost: app\r\nContent-Length: 9\r\n\r\nhalf"] {
         let mut connection = RawClient::connect(world.proxy.address()).await;
         connection.send(request).await.expect("sent");

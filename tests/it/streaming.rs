@@ -14,24 +14,15 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::{Error, Message, client::IntoClientRequest};
 
 use crate::harness::upstream::generated_block;
-use crate::harness::{Backend, RawClient, Reply, World};
+use crate::harness::{RawClient, Reply, World};
 
 const GIB: u64 = 1 << 30;
 const MEMORY: u64 = 64 << 20;
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
-async fn behind_a_played_backend() -> (World, Backend) {
-    let backend = Backend::start().await;
-    let world = World::start_with(|builder| {
-        builder.set("/upstream/address", backend.address()).set("/upstream/idle_timeout", "60s")
-    })
-    .await;
-    (world, backend)
-}
-
 #[tokio::test]
 async fn a_response_arrives_while_it_is_being_written() {
-    let (world, backend) = behind_a_played_backend().await;
+    let (world, backend) = World::behind_a_played_backend().await;
     // Of a response of known length pingora holds back what is below 1,460 bytes.
     let large = format!("{}one", " ".repeat(2000));
     let lengthy = format!("Content-Length: {}", large.len() + 3);
@@ -59,7 +50,7 @@ async fn a_response_arrives_while_it_is_being_written() {
 
 #[tokio::test]
 async fn a_request_arrives_while_it_is_being_written() {
-    let (world, backend) = behind_a_played_backend().await;
+    let (world, backend) = World::behind_a_played_backend().await;
     for (framing, pieces) in [
         ("Transfer-Encoding: chunked", ["3\r\none\r\n", "3\r\ntwo\r\n", "0\r\n\r\n"]),
         ("Content-Length: 6", ["one", "two", ""]),
@@ -182,7 +173,7 @@ fn fingerprint_of_a_gibibyte() -> u64 {
 /// Who asks first whether it may send hears the backend's word, and a refusal comes without an invitation to send.
 #[tokio::test]
 async fn expect_100_continue() {
-    let (world, backend) = behind_a_played_backend().await;
+    let (world, backend) = World::behind_a_played_backend().await;
     let tenant = world.tenant("starter").await;
     let head = |target: &str| {
         format!(
@@ -256,7 +247,7 @@ async fn websockets_of_the_licensed() {
 /// What either side sends ahead of the other's word arrives, in order, at its earliest (pingora's issue 946).
 #[tokio::test]
 async fn a_websocket_in_a_hurry() {
-    let (world, backend) = behind_a_played_backend().await;
+    let (world, backend) = World::behind_a_played_backend().await;
     let accept = derive_accept_key(KEY.as_bytes());
     let request = format!(
         "GET /live HTTP/1.1\r\nHost: app\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::backend::Backend;
 use super::client::{self, RawResponse};
 use super::postgres::{Database, Postgres};
 use super::proxy::{Proxy, ProxyBuilder};
@@ -69,6 +70,16 @@ impl World {
         postgres_wire.reset();
         let proxy = builder.start().await;
         World { proxy, builder, upstream, postgres_wire, redis_wire, redis, database, postgres }
+    }
+
+    /// In front of a backend that the test plays step by step.
+    pub(crate) async fn behind_a_played_backend() -> (World, Backend) {
+        let backend = Backend::start().await;
+        let world = World::start_with(|builder| {
+            builder.set("/upstream/address", backend.address()).set("/upstream/idle_timeout", "60s")
+        })
+        .await;
+        (world, backend)
     }
 
     /// Another proxy with the same configuration and stores, through the same wires.
