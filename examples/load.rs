@@ -184,6 +184,32 @@ impl Tally {
         }
     }
 
+    /// Puts down how an exchange ended. Only a connection that may carry another is kept.
+    fn settle<S>(
+        &mut self,
+        args: &Args,
+        outcome: anyhow::Result<(u16, bool)>,
+        since: Instant,
+        stream: &mut Option<S>,
+        failures: &mut u32,
+    ) {
+        let keep = match outcome {
+            Ok((status, keep)) => {
+                self.answer(args, status, since.elapsed());
+                *failures = 0;
+                keep
+            }
+            Err(error) => {
+                self.fail(format!("{error:#}"));
+                *failures += 1;
+                false
+            }
+        };
+        if !keep {
+            *stream = None;
+        }
+    }
+
     fn fail(&mut self, error: String) {
         self.errors += 1;
         self.error.get_or_insert(error);
@@ -308,18 +334,8 @@ async fn closed_connection(
                 }
             }
         };
-        match tokio::time::timeout_at(limit, exchange).await.unwrap_or_else(|_| bail!("no answer in time")) {
-            Ok((status, keep)) => {
-                tally.answer(&args, status, due.elapsed());
-                stream = stream.filter(|_| keep);
-                failures = 0;
-            }
-            Err(error) => {
-                tally.fail(format!("{error:#}"));
-                stream = None;
-                failures += 1;
-            }
-        }
+        let outcome = tokio::time::timeout_at(limit, exchange).await.unwrap_or_else(|_| bail!("no answer in time"));
+        tally.settle(&args, outcome, due, &mut stream, &mut failures);
     }
     Ok(tally)
 }
@@ -365,18 +381,8 @@ fn open_connection(args: &Args, requests: &[Vec<u8>], index: usize, first: Insta
             thread::sleep(wait);
         }
         let from = due.min(Instant::now());
-        match exchange(args.target, &mut stream, &requests[number % requests.len()], &mut buffer) {
-            Ok((status, keep)) => {
-                tally.answer(args, status, from.elapsed());
-                stream = stream.filter(|_| keep);
-                failures = 0;
-            }
-            Err(error) => {
-                tally.fail(format!("{error:#}"));
-                stream = None;
-                failures += 1;
-            }
-        }
+        let outcome = exchange(args.target, &mut stream, &requests[number % requests.len()], &mut buffer);
+        tally.settle(args, outcome, from, &mut stream, &mut failures);
     }
     Ok(tally)
 }

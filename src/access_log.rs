@@ -141,7 +141,8 @@ impl Shared {
 }
 
 impl Line<'_> {
-    /// Write the line as JSON. By hand: a general serialiser took half of all that the gate costs.
+    /// Write the line as JSON. By hand: a general serialiser took more than a quarter of all the
+    /// instructions that the gate added to a request.
     fn write(&self, clock: &mut Clock, out: &mut Vec<u8>) {
         out.extend_from_slice(b"{\"ts\":\"");
         clock.write(self.begun, out);

@@ -71,7 +71,6 @@ pub(crate) struct Context {
     facts: Option<Facts>,
     ruling: Option<Ruling>,
     upstream_status: Option<u16>,
-    retried: bool,
     _in_flight: InFlight,
 }
 
@@ -88,7 +87,6 @@ impl ProxyHttp for Proxy {
             facts: None,
             ruling: None,
             upstream_status: None,
-            retried: false,
             _in_flight: InFlight::new(&self.metrics),
         })
     }
@@ -181,16 +179,15 @@ impl ProxyHttp for Proxy {
         Ok(())
     }
 
-    /// A connection that could not be made carried nothing, so any method may try once more.
+    /// A connection that could not be made carried nothing, so any method may try again; how often, pingora counts.
     fn fail_to_connect(
         &self,
         _: &mut Session,
         _: &HttpPeer,
-        context: &mut Box<Context>,
+        _: &mut Box<Context>,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        let slow = matches!(error.etype(), ErrorType::ConnectTimedout);
-        error.set_retry(!slow && !std::mem::replace(&mut context.retried, true));
+        error.set_retry(!matches!(error.etype(), ErrorType::ConnectTimedout));
         error
     }
 

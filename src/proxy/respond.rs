@@ -27,11 +27,10 @@ pub(super) async fn respond(session: &mut Session, answer: Answer, bounds: Drain
     }
     head.insert_header(http::header::CONTENT_LENGTH, answer.body.len())?;
     let downstream = session.as_downstream_mut();
+    downstream.write_response_header(Box::new(head)).await?;
     if is_head || answer.body.is_empty() {
-        downstream.write_response_header(Box::new(head)).await?;
         downstream.finish_body().await?;
     } else {
-        downstream.write_response_header(Box::new(head)).await?;
         downstream.write_response_body(Bytes::from(answer.body), true).await?;
     }
     drain(session, bounds).await;

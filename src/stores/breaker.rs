@@ -45,10 +45,9 @@ impl Breaker {
     }
 
     /// Wait for a probe's verdict, if one is under way.
-    pub(crate) async fn settled(&self) -> BreakerState {
-        let mut states = self.state.subscribe();
+    pub(crate) async fn settled(&self) {
         // The sender lives as long as `self`, so waiting can't fail.
-        states.wait_for(|state| *state != BreakerState::Suspect).await.map_or(BreakerState::Suspect, |state| *state)
+        let _ = self.state.subscribe().wait_for(|state| *state != BreakerState::Suspect).await;
     }
 
     /// Whether the store may be asked.
