@@ -8,6 +8,7 @@ mod forwarding;
 mod framing;
 mod harness;
 mod harness_selftest;
+mod harness_selftest_faults;
 mod layers;
 mod lifecycle;
 mod migrations;

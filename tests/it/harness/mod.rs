@@ -1,4 +1,4 @@
-//! Real servers for the tests: Postgres, Redis, a recording upstream and the proxy's own binary.
+//! Real servers for the tests: Postgres, PgBouncer, Redis and its sentinels, a recording upstream and the proxy's own binary.
 //!
 //! A test usually begins with [`World::start`]. Every server listens on the loopback interface only, belongs to one test
 //! (the shared Postgres apart, where the database does), and is gone when the test is, however it ends. A program that is
@@ -14,10 +14,15 @@ use tokio::runtime::{Builder, Handle, Runtime};
 
 pub(crate) mod backend;
 pub(crate) mod client;
+pub(crate) mod load;
+pub(crate) mod pooler;
 pub(crate) mod postgres;
 pub(crate) mod process;
+mod protocol;
 pub(crate) mod proxy;
 pub(crate) mod redis;
+pub(crate) mod sentinel;
+pub(crate) mod standby;
 pub(crate) mod tls;
 pub(crate) mod upstream;
 pub(crate) mod wire;
@@ -25,11 +30,15 @@ pub(crate) mod world;
 
 pub(crate) use backend::Backend;
 pub(crate) use client::{RawClient, RawResponse};
-pub(crate) use postgres::{Database, Postgres};
+pub(crate) use load::{Ask, Load, Samples};
+pub(crate) use pooler::Pooler;
+pub(crate) use postgres::{Database, Postgres, Session};
 pub(crate) use proxy::{Proxy, ProxyBuilder};
 pub(crate) use redis::{Redis, RedisOptions};
+pub(crate) use sentinel::Sentinel;
+pub(crate) use standby::Standby;
 pub(crate) use upstream::{Recorded, Reply, Upstream};
-pub(crate) use wire::Wire;
+pub(crate) use wire::{Held, Wire};
 pub(crate) use world::{License, World};
 
 /// Where the harness's wires, upstreams and connections run.

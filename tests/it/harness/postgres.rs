@@ -20,7 +20,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tempfile::TempDir;
-use tokio_postgres::{Client, NoTls};
+use tokio::sync::mpsc::{Receiver, channel as bounded_channel};
+use tokio_postgres::{AsyncMessage, Client, NoTls};
 use uuid::Uuid;
 
 use super::background;
@@ -37,30 +38,48 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// A running server.
 pub(crate) struct Postgres {
-    place: Place,
+    pub(super) place: Place,
     own: Option<OwnServer>,
 }
 
 /// Where a server is reached.
 #[derive(Clone)]
-struct Place {
-    port: u16,
-    dir: PathBuf,
+pub(super) struct Place {
+    pub(super) port: u16,
+    pub(super) dir: PathBuf,
 }
 
-struct OwnServer {
+pub(super) struct OwnServer {
     process: Process,
-    settings: Vec<(String, String)>,
+    pub(super) settings: Vec<(String, String)>,
     /// While the server is paused: what resumes it when we end.
     paused: Option<Child>,
     _dir: TempDir,
 }
 
+/// What is announced on a channel (LISTEN), in the order of the commits.
+pub(crate) struct Listener {
+    client: Client,
+    channel: String,
+    payloads: Receiver<String>,
+}
+
 /// A database of one test, dropped with this value if it is on the shared server.
 pub(crate) struct Database {
-    name: String,
-    place: Place,
-    drop_it: bool,
+    pub(super) name: String,
+    pub(super) place: Place,
+    pub(super) drop_it: bool,
+}
+
+/// A client's connection as the server sees it, in `pg_stat_activity`.
+#[derive(Clone, Debug)]
+pub(crate) struct Session {
+    pub(crate) pid: i32,
+    pub(crate) application_name: String,
+    /// `active`, `idle`, `idle in transaction`, …
+    pub(crate) state: String,
+    /// What it asks, or asked last.
+    pub(crate) query: String,
 }
 
 impl Postgres {
@@ -89,7 +108,12 @@ impl Postgres {
     pub(crate) async fn private(settings: &[(&str, &str)]) -> Postgres {
         let dir = server_dir();
         lay_out(dir.path()).await;
-        let settings: Vec<_> = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Postgres::start_in(dir, settings).await
+    }
+
+    /// A server of this test's own over a directory that is laid out.
+    pub(super) async fn start_in(dir: TempDir, settings: Vec<(String, String)>) -> Postgres {
         for _ in 0..5 {
             let place = Place { port: free_port(), dir: dir.path().to_owned() };
             let mut process = start_private(&place, &settings);
@@ -182,7 +206,34 @@ impl Postgres {
         }
     }
 
-    fn own(&mut self) -> &mut OwnServer {
+    /// From now on a private server asks this role for its password on the Unix socket too, as it asks everybody over TCP.
+    pub(crate) async fn demand_password(&mut self, role: &str) {
+        self.own();
+        let rules = self.place.data_dir().join("pg_hba.conf");
+        let others = std::fs::read_to_string(&rules).expect("initdb writes pg_hba.conf");
+        std::fs::write(&rules, format!("local all {role} scram-sha-256\n{others}")).expect("pg_hba.conf is writable");
+        let client = self.place.connect("postgres").await.expect("the server accepts connections");
+        client.execute("SELECT pg_reload_conf()", &[]).await.expect("the superuser may");
+    }
+
+    /// The clients' connections to a database now, oldest first.
+    pub(crate) async fn connections_to(&self, database: &Database) -> Vec<Session> {
+        let sql = "SELECT pid, coalesce(application_name, ''), coalesce(state, ''), coalesce(query, '')
+                   FROM pg_stat_activity
+                   WHERE datname = $1::text AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+                   ORDER BY backend_start, pid";
+        let client = self.place.connect("postgres").await.expect("the server accepts connections");
+        let rows = client.query(sql, &[&database.name]).await.expect("the superuser sees them");
+        let session = |row: &tokio_postgres::Row| Session {
+            pid: row.get(0),
+            application_name: row.get(1),
+            state: row.get(2),
+            query: row.get(3),
+        };
+        rows.iter().map(session).collect()
+    }
+
+    pub(super) fn own(&mut self) -> &mut OwnServer {
         self.own.as_mut().expect("only a private server is killed or paused: other tests use the shared one")
     }
 }
@@ -211,6 +262,11 @@ impl Database {
         format!("postgres://{USER}:{PASSWORD}@{host}:{port}/{}", self.name)
     }
 
+    /// Over TCP as a role that the test has made, with its password.
+    pub(crate) fn url_as(&self, role: &str, password: &str) -> String {
+        format!("postgres://{role}:{password}@127.0.0.1:{}/{}", self.place.port, self.name)
+    }
+
     /// Through a wire to the server, in clear text: the server offers TLS, and a wire can't count what it can't read.
     pub(crate) fn url_via(&self, wire: &Wire) -> String {
         self.url_at("127.0.0.1", wire.port()) + "?sslmode=disable"
@@ -230,6 +286,26 @@ impl Database {
     /// A connection of the test's own, past any wire.
     pub(crate) async fn connect(&self) -> Client {
         self.place.connect(&self.name).await.expect("the server accepts connections")
+    }
+
+    /// Hears what is announced on a channel from here on.
+    pub(crate) async fn listen(&self, channel: &str) -> Listener {
+        let config = self.place.config(&self.name);
+        let (sender, payloads) = bounded_channel(10_000); // more than a test makes
+        let connecting = background().spawn(async move {
+            let (client, mut connection) = config.connect(NoTls).await?;
+            background().spawn(async move {
+                while let Some(Ok(message)) = std::future::poll_fn(|cx| connection.poll_message(cx)).await {
+                    if let AsyncMessage::Notification(notification) = message {
+                        sender.send(notification.payload().to_owned()).await.ok();
+                    }
+                }
+            });
+            Ok::<_, tokio_postgres::Error>(client)
+        });
+        let client = connecting.await.expect("connecting does not panic").expect("the server accepts connections");
+        client.batch_execute(&format!("LISTEN {channel}")).await.expect("anybody may listen");
+        Listener { client, channel: channel.to_owned(), payloads }
     }
 
     /// Runs SQL statements, past any wire.
@@ -254,12 +330,47 @@ impl Database {
     }
 }
 
+impl Listener {
+    /// What was announced since the last call, by transactions that have ended by now.
+    pub(crate) async fn heard(&mut self) -> Vec<String> {
+        let mark = Uuid::new_v4().to_string();
+        let notify = format!("NOTIFY {}, '{mark}'", self.channel);
+        self.client.batch_execute(&notify).await.expect("anybody may notify");
+        let mut heard = Vec::new();
+        loop {
+            match self.next().await {
+                payload if payload == mark => return heard,
+                payload => heard.push(payload),
+            }
+        }
+    }
+
+    /// The next announcement, waited for.
+    pub(crate) async fn next(&mut self) -> String {
+        let next = tokio::time::timeout(Duration::from_secs(30), self.payloads.recv()).await;
+        next.expect("an announcement within 30 s").expect("the connection lasts")
+    }
+}
+
 impl Database {
     /// Runs `psql` as operators do, stopping at the first error, and returns what it printed; panics when it fails.
     pub(crate) fn psql(&self, arguments: &[&str]) -> String {
-        let (psql, url) = (programs().join("psql").display().to_string(), self.url());
-        let fixed = [&psql, "--no-psqlrc", "--quiet", "--dbname", &url, "-v", "ON_ERROR_STOP=1"];
-        run(&[&fixed[..], arguments].concat())
+        self.client_program("psql", &[&["--no-psqlrc", "--quiet", "-v", "ON_ERROR_STOP=1"], arguments].concat())
+    }
+
+    /// Runs `pg_dump`, and returns what it printed; panics when it fails.
+    pub(crate) fn pg_dump(&self, arguments: &[&str]) -> String {
+        self.client_program("pg_dump", arguments)
+    }
+
+    /// Runs `pg_restore` into this database; panics when it fails.
+    pub(crate) fn pg_restore(&self, arguments: &[&str]) -> String {
+        self.client_program("pg_restore", &[&["--exit-on-error"], arguments].concat())
+    }
+
+    fn client_program(&self, name: &str, arguments: &[&str]) -> String {
+        let (program, url) = (programs().join(name).display().to_string(), self.url());
+        run(&[&[&program, "--dbname", &url], arguments].concat())
     }
 }
 
@@ -285,11 +396,11 @@ impl Drop for Database {
 }
 
 impl Place {
-    fn data_dir(&self) -> PathBuf {
+    pub(super) fn data_dir(&self) -> PathBuf {
         self.dir.join("data")
     }
 
-    fn socket_dir(&self) -> PathBuf {
+    pub(super) fn socket_dir(&self) -> PathBuf {
         self.dir.join("socket")
     }
 
@@ -297,10 +408,15 @@ impl Place {
         self.dir.join("ca.crt")
     }
 
-    /// Connects over the Unix socket, where no password is asked.
-    async fn connect(&self, database: &str) -> Result<Client, tokio_postgres::Error> {
+    /// Over the Unix socket, where no password is asked.
+    fn config(&self, database: &str) -> tokio_postgres::Config {
         let mut config = tokio_postgres::Config::new();
         config.host_path(self.socket_dir()).port(self.port).user(USER).dbname(database);
+        config
+    }
+
+    pub(super) async fn connect(&self, database: &str) -> Result<Client, tokio_postgres::Error> {
+        let config = self.config(database);
         background()
             .spawn(async move {
                 let (client, connection) = config.connect(NoTls).await?;
@@ -415,7 +531,9 @@ async fn wait_until_up(place: &Place, mut running: impl FnMut() -> bool) -> Resu
     }
 }
 
-/// The command line of a server: fast instead of safe, TLS on, then the test's own settings.
+/// The command line of a server: safe from its own crash and not from the machine's, TLS on, then the test's own settings.
+///
+/// `synchronous_commit` stays on, or a killed server would forget what it has acknowledged.
 fn server_command(place: &Place, settings: &[(String, String)]) -> Vec<String> {
     let path = |path: PathBuf| path.display().to_string();
     let mut command = vec![path(programs().join("postgres")), "-D".to_owned(), path(place.data_dir())];
@@ -429,7 +547,6 @@ fn server_command(place: &Place, settings: &[(String, String)]) -> Vec<String> {
         ("max_connections", "300".to_owned()),
         ("shared_buffers", "32MB".to_owned()),
         ("fsync", "off".to_owned()),
-        ("synchronous_commit", "off".to_owned()),
         ("full_page_writes", "off".to_owned()),
         ("timezone", "UTC".to_owned()),
         ("log_timezone", "UTC".to_owned()),
@@ -446,13 +563,21 @@ async fn lay_out(dir: &Path) {
     let template = template().await;
     let data = dir.join("data");
     run(&["cp", "-a", &template.display().to_string(), &data.display().to_string()]);
+    lay_out_around(dir);
+    if is_root() {
+        run(&["chown", "-R", &format!("{USER}:"), &data.display().to_string()]);
+    }
+}
+
+/// All of it but the data.
+pub(super) fn lay_out_around(dir: &Path) {
     let socket = dir.join("socket");
     std::fs::create_dir(&socket).expect("the server's directory is writable");
     let certificates = Certificates::write(dir);
     let key = certificates.key.display().to_string();
     run(&["chmod", "600", &key]);
     if is_root() {
-        run(&["chown", "-R", &format!("{USER}:"), &data.display().to_string(), &socket.display().to_string(), &key]);
+        run(&["chown", "-R", &format!("{USER}:"), &socket.display().to_string(), &key]);
     }
 }
 
@@ -469,17 +594,15 @@ async fn template() -> PathBuf {
         let data = dir.path().join("data").display().to_string();
         let password_file = dir.path().join("password");
         std::fs::write(&password_file, PASSWORD).expect("the directory is writable");
-        let mut command = Vec::new();
         if is_root() {
             run(&["chown", &format!("{USER}:"), &dir.path().display().to_string()]);
-            command.push("setpriv".to_owned());
-            command.extend(change_to(USER));
         }
+        let mut command = Vec::new();
         command.extend([programs().join("initdb").display().to_string(), "--pgdata".to_owned(), data.clone()]);
         command.extend([format!("--username={USER}"), format!("--pwfile={}", password_file.display())]);
         let options = ["--auth-local=trust", "--auth-host=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync"];
         command.extend(options.map(str::to_owned));
-        run(&command.iter().map(String::as_str).collect::<Vec<_>>());
+        run_as_owner(&command);
 
         let partial = shared_dir.join("initdb-partial").display().to_string();
         run(&["rm", "-rf", &partial]);
@@ -489,8 +612,16 @@ async fn template() -> PathBuf {
     template
 }
 
+/// Runs a program as the user that owns the servers' data.
+pub(super) fn run_as_owner(command: &[String]) {
+    let user = if is_root() { change_to(USER).to_vec() } else { Vec::new() };
+    let setpriv = ["setpriv".to_owned()].into_iter().filter(|_| is_root());
+    let command: Vec<String> = setpriv.chain(user).chain(command.iter().cloned()).collect();
+    run(&command.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
 /// The directory of `initdb` and `postgres`, which Debian keeps out of PATH.
-fn programs() -> &'static Path {
+pub(super) fn programs() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
     DIR.get_or_init(|| {
         let mut dirs = Vec::new();

@@ -14,9 +14,10 @@ use super::process::{OnOrphaned, Process, free_port, server_dir};
 const BINARY: &str = env!("CARGO_BIN_EXE_dotmac-license-proxy");
 const START_LIMIT: Duration = Duration::from_secs(20);
 
-/// A running `dotmac-license-proxy serve`.
+/// A running `dotmac-license-proxy serve`, or another command that runs until it is told to end.
 pub(crate) struct Proxy {
     process: Process,
+    role: Role,
     proxy_port: u16,
     ops_port: u16,
     dir: TempDir,
@@ -30,6 +31,14 @@ pub(crate) struct ProxyBuilder {
     text: Option<String>,
     envs: BTreeMap<String, String>,
     wait: Wait,
+}
+
+/// Which command.
+#[derive(Clone, Copy, PartialEq)]
+enum Role {
+    Serve,
+    /// Has no proxy listener.
+    Relay,
 }
 
 /// What counts as started.
@@ -106,6 +115,7 @@ impl Proxy {
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
+        assert!(self.role == Role::Serve, "only `serve` proxies");
         (Ipv4Addr::LOCALHOST, self.proxy_port).into()
     }
 
@@ -159,6 +169,23 @@ impl Proxy {
         }
     }
 
+    /// The program's own log so far: the JSON lines on standard error.
+    pub(crate) fn log(&self) -> Vec<Value> {
+        self.process.stderr().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// The first line of the program's own log that `wanted` accepts, waiting for it.
+    pub(crate) async fn wait_for_event(&self, wanted: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            if let Some(line) = self.log().into_iter().find(&wanted) {
+                return line;
+            }
+            assert!(Instant::now() < deadline, "no such event in the log:\n{}", self.process.stderr());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     pub(crate) fn stdout(&self) -> String {
         self.process.stdout()
     }
@@ -180,6 +207,21 @@ impl Proxy {
     /// Sends a signal by name, for example "HUP".
     pub(crate) fn signal(&mut self, signal: &str) {
         self.process.signal(signal);
+    }
+
+    /// Stops it with SIGSTOP: sockets stay open and nobody answers.
+    pub(crate) fn pause(&mut self) {
+        self.process.signal("STOP");
+    }
+
+    /// Lets a paused one go on.
+    pub(crate) fn resume(&mut self) {
+        self.process.signal("CONT");
+    }
+
+    /// Ends it at once with SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        self.process.stop("KILL", Duration::from_secs(5));
     }
 
     /// Asks it to end with SIGTERM and waits for that.
@@ -255,15 +297,27 @@ impl ProxyBuilder {
 
     /// Starts the proxy; panics with its error output if it does not.
     pub(crate) async fn start(&self) -> Proxy {
-        self.try_start()
-            .await
-            .unwrap_or_else(|ended| panic!("the proxy does not start: {}\n{}", ended.status, ended.stderr))
+        started(self.try_start().await)
     }
 
     /// Starts the proxy, or returns how it ended.
     pub(crate) async fn try_start(&self) -> Result<Proxy, Ended> {
+        self.try_start_as(Role::Serve).await
+    }
+
+    /// Starts `relay` with this configuration and environment; it has the listener for operators and no other.
+    pub(crate) async fn start_relay(&self) -> Proxy {
+        started(self.try_start_relay().await)
+    }
+
+    /// Starts `relay`, or returns how it ended.
+    pub(crate) async fn try_start_relay(&self) -> Result<Proxy, Ended> {
+        self.try_start_as(Role::Relay).await
+    }
+
+    async fn try_start_as(&self, role: Role) -> Result<Proxy, Ended> {
         for _ in 0..5 {
-            let mut proxy = self.spawn();
+            let mut proxy = self.spawn(role);
             let Some(status) = proxy.wait_until_up(self.wait).await else {
                 return Ok(proxy);
             };
@@ -299,17 +353,25 @@ impl ProxyBuilder {
         self.set("/listen/proxy", format!("127.0.0.1:{proxy_port}")).set("/listen/ops", format!("127.0.0.1:{ops_port}"))
     }
 
-    fn spawn(&self) -> Proxy {
+    fn spawn(&self, role: Role) -> Proxy {
         let dir = server_dir();
         let (proxy_port, ops_port) = (free_port(), free_port());
         let builder = self.clone().listening_on(proxy_port, ops_port);
         let config = dir.path().join("proxy.yaml");
         std::fs::write(&config, builder.config_text()).expect("the directory is writable");
-        let command = [BINARY, "serve", "--config", &config.display().to_string()].map(str::to_owned);
+        let (name, command) = match role {
+            Role::Serve => ("proxy", "serve"),
+            Role::Relay => ("relay", "relay"),
+        };
+        let command = [BINARY, command, "--config", &config.display().to_string()].map(str::to_owned);
         let envs: Vec<_> = builder.envs.into_iter().collect();
-        let process = Process::start("proxy", dir.path(), &command, &envs, OnOrphaned::Kill, None);
-        Proxy { process: process.show_output_on_panic(), proxy_port, ops_port, dir }
+        let process = Process::start(name, dir.path(), &command, &envs, OnOrphaned::Kill, None);
+        Proxy { process: process.show_output_on_panic(), role, proxy_port, ops_port, dir }
     }
+}
+
+fn started(attempt: Result<Proxy, Ended>) -> Proxy {
+    attempt.unwrap_or_else(|ended| panic!("the proxy does not start: {}\n{}", ended.status, ended.stderr))
 }
 
 impl Proxy {
@@ -326,7 +388,7 @@ impl Proxy {
             }
             // Nobody may be listening yet, on either port.
             if tokio::net::TcpStream::connect(self.ops_address()).await.is_ok()
-                && tokio::net::TcpStream::connect(self.address()).await.is_ok()
+                && (self.role == Role::Relay || tokio::net::TcpStream::connect(self.address()).await.is_ok())
                 && client::request(self.ops_address(), "GET", path, &[]).await.status == 200
             {
                 return None;

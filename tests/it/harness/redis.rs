@@ -137,7 +137,7 @@ fn url(port: u16, options: &RedisOptions) -> String {
 }
 
 /// Waits until the server at `url` answers and is `process`, not another one on the same port.
-async fn wait_until_up(process: &mut Process, url: &str) -> bool {
+pub(super) async fn wait_until_up(process: &mut Process, url: &str) -> bool {
     let process_id = format!("process_id:{}", process.pid());
     let deadline = Instant::now() + Duration::from_secs(20);
     while process.exited().is_none() && Instant::now() < deadline {
@@ -152,7 +152,7 @@ async fn wait_until_up(process: &mut Process, url: &str) -> bool {
     false
 }
 
-async fn connect(url: &str, ca: Option<Vec<u8>>) -> redis::RedisResult<MultiplexedConnection> {
+pub(super) async fn connect(url: &str, ca: Option<Vec<u8>>) -> redis::RedisResult<MultiplexedConnection> {
     let client = match ca {
         Some(_) => Client::build_with_tls(url, TlsCertificates { client_tls: None, root_cert: ca })?,
         None => Client::open(url)?,

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::net::UnixListener;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,9 @@ use super::process::server_dir;
 
 /// How much of a body is kept; length and fingerprint cover all of it.
 const KEPT_BODY: usize = 64 * 1024;
+
+/// The place of a request among the recorded ones that is none of them.
+const UNRECORDED: usize = usize::MAX;
 
 /// A recording server on 127.0.0.1 or on a Unix socket.
 pub(crate) struct Upstream {
@@ -61,6 +65,9 @@ pub(crate) enum Reply {
     Describe,
     /// A status with headers and a body, once the request's body has been read.
     Full { status: u16, headers: Vec<(&'static str, String)>, body: Bytes },
+    /// 200 without a body; these headers of the request come back as they are. Cheap enough for a load: it is counted
+    /// ([`Upstream::echoed`]) and not recorded.
+    EchoHeaders(&'static [&'static str]),
     /// Another reply after a pause.
     After(Duration, Box<Reply>),
     /// 200 in chunked coding, a pause after each chunk.
@@ -86,6 +93,11 @@ impl Reply {
         Reply::After(pause, Box::new(reply))
     }
 
+    /// [`Reply::EchoHeaders`] of what the proxy says about a request it lets through.
+    pub(crate) fn verified() -> Reply {
+        Reply::EchoHeaders(&["X-Tenant-ID", "X-License-Plan", "X-License-Features", "X-License-Fallback"])
+    }
+
     /// `count` server-sent events, a pause after each.
     pub(crate) fn events(count: usize, pause: Duration) -> Reply {
         let chunks = (0..count).map(|n| Bytes::from(format!("data: {n}\n\n"))).collect();
@@ -99,6 +111,7 @@ struct Shared {
     malformed: Mutex<Vec<Vec<u8>>>,
     replies: Mutex<HashMap<String, Reply>>,
     connections: Mutex<u64>,
+    echoed: AtomicU64,
 }
 
 impl Upstream {
@@ -169,6 +182,11 @@ impl Upstream {
     /// How many requests reached the upstream.
     pub(crate) fn count(&self) -> usize {
         self.shared.requests().len()
+    }
+
+    /// How many requests were answered by [`Reply::EchoHeaders`].
+    pub(crate) fn echoed(&self) -> u64 {
+        self.shared.echoed.load(Ordering::Relaxed)
     }
 
     /// How many connections were opened to it.
@@ -310,7 +328,14 @@ where
         let head_only = request.method == "HEAD";
         let websocket_key = request.headers_named("sec-websocket-key").first().map(|key| (*key).to_owned());
         let mut reply = shared.reply_to(&request.target);
-        let index = {
+        let echoes = match innermost(&reply) {
+            Reply::EchoHeaders(names) => names.iter().filter_map(|name| echo(&request, name)).collect(),
+            _ => Vec::new(),
+        };
+        let index = if matches!(innermost(&reply), Reply::EchoHeaders(_)) {
+            shared.echoed.fetch_add(1, Ordering::Relaxed);
+            UNRECORDED
+        } else {
             let mut requests = shared.requests();
             requests.push(request);
             requests.len() - 1
@@ -332,6 +357,10 @@ where
             Reply::Full { status, headers, body } => {
                 connection.read_body(&mut exchange).await?;
                 connection.answer(status, &headers, &body, head_only).await?;
+            }
+            Reply::EchoHeaders(_) => {
+                connection.read_body(&mut exchange).await?;
+                connection.answer(200, &echoes, b"", head_only).await?;
             }
             Reply::Stream { content_type, chunks, pause } => {
                 connection.read_body(&mut exchange).await?;
@@ -374,6 +403,18 @@ where
     Ok(())
 }
 
+/// What is answered after all pauses.
+fn innermost(reply: &Reply) -> &Reply {
+    match reply {
+        Reply::After(_, then) => innermost(then),
+        reply => reply,
+    }
+}
+
+fn echo(request: &Recorded, name: &'static str) -> Option<(&'static str, String)> {
+    Some((name, (*request.headers_named(name).first()?).to_owned()))
+}
+
 /// The head of a request, as recorded; `None` if it is none.
 fn parse(head: &[u8], connection: u64) -> Option<Recorded> {
     let mut headers = [httparse::EMPTY_HEADER; 300];
@@ -397,7 +438,7 @@ impl Exchange<'_> {
     fn record(&mut self, piece: &[u8]) {
         self.fingerprint.add(piece);
         let mut requests = self.shared.requests();
-        // Absent if the test has told the upstream to forget it.
+        // Absent if it is not recorded, or the test has told the upstream to forget it.
         if let Some(recorded) = requests.get_mut(self.index) {
             let kept = piece.len().min(KEPT_BODY - recorded.body.len());
             recorded.body.extend_from_slice(&piece[..kept]);

@@ -1,27 +1,31 @@
-//! A TCP wire in front of a store that counts what is asked, and that can be cut, slowed and frozen.
+//! A TCP wire in front of a store that counts what is asked, and that can be cut, slowed, frozen, darkened and held.
 //!
 //! Counting is exact and needs nothing of the server: the wire reads the client's side of the protocol, records each call
 //! before it passes it on, and so has counted whatever has been answered.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::future::pending;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::watch;
 
 use super::background;
+use super::protocol::{Decoder, Heard, PostgresDecoder};
+
+/// How long [`Held::reached`] waits.
+const REACH_LIMIT: Duration = Duration::from_secs(30);
 
 /// A listener on 127.0.0.1 whose connections go to one server.
 pub(crate) struct Wire {
     port: u16,
     state: watch::Sender<State>,
-    seen: Arc<Mutex<Seen>>,
+    shared: Arc<Shared>,
     open: Arc<watch::Sender<OpenConnections>>,
 }
 
@@ -34,20 +38,39 @@ struct Open {
     open: Arc<watch::Sender<OpenConnections>>,
 }
 
-/// What the wire does with bytes, both ways.
+/// What the wire does with bytes.
 #[derive(Clone, Copy, PartialEq)]
 enum Mode {
     Forward,
     Slow(Duration),
     Frozen,
+    Dark,
+    RepliesLost,
     Cut,
 }
 
 #[derive(Clone, Copy, PartialEq)]
+enum Way {
+    ToServer,
+    ToClient,
+}
+
+#[derive(Clone, Copy)]
 struct State {
     mode: Mode,
+    /// The port that new connections go to.
+    server: u16,
     /// Connections of an older generation are closed.
     generation: u64,
+    /// Those older than this with a reset.
+    reset_before: u64,
+}
+
+/// What the wire and its connections share.
+#[derive(Default)]
+struct Shared {
+    seen: Mutex<Seen>,
+    holds: Mutex<Vec<Arc<Hold>>>,
 }
 
 #[derive(Default)]
@@ -56,6 +79,30 @@ struct Seen {
     messages: u64,
     calls: Vec<String>,
     encrypted: bool,
+}
+
+/// What is to be held back, or is.
+struct Hold {
+    text: String,
+    /// Whether the call itself waits, or what the server answers.
+    way: Way,
+    stage: watch::Sender<Stage>,
+}
+
+#[derive(Clone, Copy, PartialEq, PartialOrd)]
+enum Stage {
+    /// No such call yet.
+    Expected,
+    /// Under way: the answer that is to be held has not come yet.
+    Caught,
+    Held,
+    Released,
+}
+
+/// A call, or an answer, that waits until the test lets it go on, or drops this.
+pub(crate) struct Held {
+    hold: Arc<Hold>,
+    shared: Arc<Shared>,
 }
 
 impl Wire {
@@ -95,6 +142,11 @@ impl Wire {
         self.seen().connections
     }
 
+    /// How many connections are open now.
+    pub(crate) fn open_connections(&self) -> usize {
+        self.open.borrow().values().sum()
+    }
+
     /// Forgets what was counted.
     pub(crate) fn reset(&self) {
         let mut seen = self.seen();
@@ -117,7 +169,19 @@ impl Wire {
         self.set(Mode::Slow(delay));
     }
 
-    /// Forwards again.
+    /// Swallows every byte and every end, either way; new connections are accepted and never answered.
+    ///
+    /// What is swallowed is lost, so `restore` resets all these connections. What clients ask meanwhile is counted.
+    pub(crate) fn black_hole(&self) {
+        self.set(Mode::Dark);
+    }
+
+    /// Swallows what the server sends, while what clients send goes on; `restore` resets, as after [`Wire::black_hole`].
+    pub(crate) fn swallow_replies(&self) {
+        self.set(Mode::RepliesLost);
+    }
+
+    /// Forwards again. Connections of which something was swallowed are reset, within moments.
     pub(crate) fn restore(&self) {
         self.set(Mode::Forward);
     }
@@ -125,18 +189,48 @@ impl Wire {
     /// Closes the connections that are open now; new ones work.
     pub(crate) async fn drop_connections(&self) {
         self.state.send_modify(|state| state.generation += 1);
-        let generation = self.state.borrow().generation;
-        let mut open = self.open.subscribe();
-        open.wait_for(|open| open.range(..generation).all(|(_, count)| *count == 0)).await.map(drop).ok();
+        self.old_ones_closed().await;
+    }
+
+    /// Closes the connections that are open now with a TCP reset, at both ends; new ones work.
+    pub(crate) async fn reset_connections(&self) {
+        self.state.send_modify(State::reset_all);
+        self.old_ones_closed().await;
+    }
+
+    /// From now on leads to another server, as a virtual address does after a failover; the connections that are open now
+    /// are closed.
+    pub(crate) async fn point_to(&self, server: u16) {
+        self.state.send_modify(|state| state.server = server);
+        self.drop_connections().await;
+    }
+
+    /// Holds back the next call that contains `text` (see [`Wire::calls`]), and what its connection sends after it, until
+    /// it is released. It counts among the calls while it is held. Of Postgres's, a statement waits with its parameters,
+    /// so it will see what is committed until its release.
+    pub(crate) fn hold(&self, text: &str) -> Held {
+        self.expect(text, Way::ToServer)
+    }
+
+    /// Lets the next call that contains `text` go to the server, and holds back the answer, and whatever else the server
+    /// sends on that connection from then on, until it is released.
+    pub(crate) fn hold_reply(&self, text: &str) -> Held {
+        self.expect(text, Way::ToClient)
+    }
+
+    fn expect(&self, text: &str, way: Way) -> Held {
+        let hold = Arc::new(Hold { text: text.to_owned(), way, stage: watch::Sender::new(Stage::Expected) });
+        self.shared.holds().push(Arc::clone(&hold));
+        Held { hold, shared: Arc::clone(&self.shared) }
     }
 
     fn start(server: u16, decoder: fn() -> Decoder) -> Wire {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         listener.set_nonblocking(true).expect("a socket option");
         let port = listener.local_addr().expect("a bound listener").port();
-        let (state, states) = watch::channel(State { mode: Mode::Forward, generation: 0 });
-        let seen = Arc::new(Mutex::new(Seen::default()));
-        let shared = Arc::clone(&seen);
+        let (state, states) = watch::channel(State { mode: Mode::Forward, server, generation: 0, reset_before: 0 });
+        let shared = Arc::new(Shared::default());
+        let of_connections = Arc::clone(&shared);
         let open = Arc::new(watch::Sender::new(OpenConnections::new()));
         let all_open = Arc::clone(&open);
         background().spawn(async move {
@@ -151,22 +245,123 @@ impl Wire {
                 let now = *states.borrow();
                 if now.mode != Mode::Cut {
                     let open = Open::new(now.generation, &all_open);
-                    let through = connect_through(client, server, decoder(), open, states.clone(), Arc::clone(&shared));
-                    tokio::spawn(through);
+                    let connection = Connection {
+                        generation: now.generation,
+                        states: states.clone(),
+                        shared: Arc::clone(&of_connections),
+                        held_replies: Arc::default(),
+                    };
+                    tokio::spawn(connection.serve(client, decoder(), open));
                 }
             }
         });
-        Wire { port, state, seen, open }
+        Wire { port, state, shared, open }
     }
 
     fn set(&self, mode: Mode) {
-        self.state.send_modify(|state| state.mode = mode);
+        self.state.send_modify(|state| {
+            let heals = |way| state.mode.swallows(way) && !mode.swallows(way);
+            if heals(Way::ToServer) || heals(Way::ToClient) {
+                state.reset_all();
+            }
+            state.mode = mode;
+        });
+    }
+
+    async fn old_ones_closed(&self) {
+        let generation = self.state.borrow().generation;
+        let mut open = self.open.subscribe();
+        open.wait_for(|open| open.range(..generation).all(|(_, count)| *count == 0)).await.map(drop).ok();
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
-        let seen = self.seen.lock().expect("nobody panics with this lock");
+        let seen = self.shared.seen();
         assert!(!seen.encrypted, "the client speaks TLS through this wire: nothing can be counted");
         seen
+    }
+}
+
+impl Held {
+    /// Waits until such a call is held back; of [`Wire::hold_reply`], until the server has sent something after the call.
+    pub(crate) async fn reached(&self) {
+        let mut stages = self.hold.stage.subscribe();
+        let reached = tokio::time::timeout(REACH_LIMIT, stages.wait_for(|stage| *stage >= Stage::Held)).await.is_ok();
+        let text = &self.hold.text;
+        assert!(reached, "no {text:?} to hold back in {REACH_LIMIT:?}; calls: {:#?}", self.shared.seen().calls);
+    }
+
+    /// Whether something is being held back now.
+    pub(crate) fn is_held(&self) -> bool {
+        *self.hold.stage.borrow() == Stage::Held
+    }
+
+    /// Lets it go on; if nothing has been held back yet, nothing will be.
+    pub(crate) fn release(&self) {
+        self.hold.stage.send_replace(Stage::Released);
+        self.shared.holds().retain(|hold| !Arc::ptr_eq(hold, &self.hold));
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+impl Hold {
+    fn advance(&self, to: Stage) {
+        self.stage.send_if_modified(|stage| {
+            let forward = *stage < to;
+            if forward {
+                *stage = to;
+            }
+            forward
+        });
+    }
+
+    async fn released(&self) {
+        self.stage.subscribe().wait_for(|stage| *stage == Stage::Released).await.map(drop).ok();
+    }
+}
+
+impl Shared {
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().expect("nobody panics with this lock")
+    }
+
+    fn holds(&self) -> MutexGuard<'_, Vec<Arc<Hold>>> {
+        self.holds.lock().expect("nobody panics with this lock")
+    }
+
+    /// The oldest hold that waits for such a call, which is then the one.
+    fn catch(&self, call: &str) -> Option<Arc<Hold>> {
+        let mut holds = self.holds();
+        let at = holds.iter().position(|hold| call.contains(&hold.text))?;
+        let hold = holds.remove(at);
+        hold.advance(Stage::Caught);
+        Some(hold)
+    }
+}
+
+impl Seen {
+    fn add(&mut self, heard: &mut Heard) {
+        self.messages += heard.messages;
+        self.calls.append(&mut heard.calls);
+        self.encrypted |= heard.encrypted;
+    }
+}
+
+impl Mode {
+    fn swallows(self, way: Way) -> bool {
+        self == Mode::Dark || (self == Mode::RepliesLost && way == Way::ToClient)
+    }
+}
+
+impl State {
+    /// Every connection there is now is closed with a reset.
+    fn reset_all(&mut self) {
+        self.generation += 1;
+        self.reset_before = self.generation;
     }
 }
 
@@ -188,189 +383,132 @@ async fn closed(states: &mut watch::Receiver<State>) {
     while states.changed().await.is_ok() {}
 }
 
-/// Waits until a connection of `generation` has to be closed.
-async fn until_cut(generation: u64, states: &mut watch::Receiver<State>) {
-    states.wait_for(|state| state.mode == Mode::Cut || state.generation != generation).await.map(drop).ok();
-}
-
-/// Waits as long as the mode says before data may go on.
-async fn held_back(states: &mut watch::Receiver<State>) {
-    let now = match states.wait_for(|state| state.mode != Mode::Frozen).await {
-        Ok(state) => *state,
-        Err(_) => return,
-    };
-    if let Mode::Slow(delay) = now.mode {
-        tokio::time::sleep(delay).await;
-    }
-}
-
-async fn connect_through(
-    client: TcpStream,
-    server: u16,
-    decoder: Decoder,
-    open: Open,
+/// A client's connection, and the one to the server that belongs to it.
+#[derive(Clone)]
+struct Connection {
+    generation: u64,
     states: watch::Receiver<State>,
-    seen: Arc<Mutex<Seen>>,
-) {
-    seen.lock().expect("nobody panics with this lock").connections += 1;
-    let both_ways = async {
-        held_back(&mut states.clone()).await;
-        let server = TcpStream::connect((Ipv4Addr::LOCALHOST, server)).await?;
-        client.set_nodelay(true)?;
-        server.set_nodelay(true)?;
-        let (from_client, to_client) = client.into_split();
-        let (from_server, to_server) = server.into_split();
-        let count = Some((decoder, seen));
-        tokio::try_join!(
-            forward(from_client, to_server, states.clone(), count),
-            forward(from_server, to_client, states.clone(), None),
-        )
-    };
-    let mut cut = states.clone();
-    tokio::select! {
-        _ = both_ways => {}
-        () = until_cut(open.generation, &mut cut) => {}
-    }
+    shared: Arc<Shared>,
+    /// What holds back the server's answers.
+    held_replies: Arc<Mutex<Vec<Arc<Hold>>>>,
 }
 
-async fn forward(
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
-    mut states: watch::Receiver<State>,
-    mut count: Option<(Decoder, Arc<Mutex<Seen>>)>,
-) -> io::Result<()> {
-    let mut unread = BytesMut::new();
-    let mut buffer = vec![0; 64 * 1024];
-    loop {
-        let n = from.read(&mut buffer).await?;
-        held_back(&mut states).await;
-        if n == 0 {
-            return to.shutdown().await;
-        }
-        if let Some((decoder, seen)) = &mut count {
-            unread.extend_from_slice(&buffer[..n]);
-            decoder.read(&mut unread, &mut seen.lock().expect("nobody panics with this lock"));
-        }
-        to.write_all(&buffer[..n]).await?;
-    }
-}
-
-enum Decoder {
-    Postgres(PostgresDecoder),
-    Redis,
-    /// TLS, of which nothing can be read.
-    Encrypted,
-}
-
-impl Decoder {
-    /// Takes whole messages off `bytes` and records them.
-    fn read(&mut self, bytes: &mut BytesMut, seen: &mut Seen) {
-        const TLS_HANDSHAKE: u8 = 0x16;
-        let fresh = match self {
-            Decoder::Postgres(postgres) => !postgres.started,
-            Decoder::Redis => true,
-            Decoder::Encrypted => false,
+impl Connection {
+    async fn serve(mut self, mut client: TcpStream, decoder: Decoder, open: Open) {
+        self.shared.seen().connections += 1;
+        let mut server = None;
+        let mut cut = self.states.clone();
+        let generation = self.generation;
+        let mut this = self.clone();
+        let both_ways = async {
+            client.set_nodelay(true)?;
+            if this.swallows(Way::ToServer).await? {
+                return this.calls(&mut client, tokio::io::sink(), decoder).await;
+            }
+            let port = this.states.borrow().server;
+            let server = server.insert(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?);
+            server.set_nodelay(true)?;
+            let (from_client, to_client) = client.split();
+            let (from_server, to_server) = server.split();
+            let mut replies = this.clone();
+            tokio::try_join!(this.calls(from_client, to_server, decoder), replies.replies(from_server, to_client))?;
+            io::Result::Ok(())
         };
-        if fresh && bytes.first() == Some(&TLS_HANDSHAKE) {
-            seen.encrypted = true;
-            *self = Decoder::Encrypted;
+        tokio::select! {
+            _ = both_ways => {}
+            _ = cut.wait_for(|state| state.mode == Mode::Cut || state.generation != generation) => {}
         }
-        match self {
-            Decoder::Postgres(postgres) => postgres.read(bytes, seen),
-            Decoder::Redis => {
-                while let Some((command, length)) = redis_command(bytes) {
-                    bytes.advance(length);
-                    seen.messages += 1;
-                    seen.calls.push(command);
+        if generation < self.states.borrow_and_update().reset_before {
+            for stream in server.iter().chain([&client]) {
+                stream.set_zero_linger().ok(); // closing is then resetting
+            }
+        }
+        drop((server, client));
+        drop(open);
+    }
+
+    /// Forwards what the client asks.
+    async fn calls(
+        &mut self,
+        mut from: impl AsyncRead + Unpin,
+        mut to: impl AsyncWrite + Unpin,
+        mut decoder: Decoder,
+    ) -> io::Result<()> {
+        let mut unread = BytesMut::new();
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            let read = from.read(&mut buffer).await;
+            let mut swallowed = self.swallows(Way::ToServer).await?;
+            let n = match read {
+                Ok(n @ 1..) => n,
+                _ if swallowed => pending().await,
+                Ok(_) => return to.shutdown().await,
+                Err(error) => return Err(error),
+            };
+            let earlier = unread.len();
+            unread.extend_from_slice(&buffer[..n]);
+            let mut heard = decoder.read(&mut unread);
+            self.shared.seen().add(&mut heard);
+            let mut sent = 0;
+            for (before, call) in heard.beginnings {
+                let Some(hold) = (if swallowed { None } else { self.shared.catch(&call) }) else { continue };
+                let start = before.saturating_sub(earlier);
+                to.write_all(&buffer[sent..start]).await?;
+                sent = start;
+                if hold.way == Way::ToClient {
+                    self.held_replies().push(hold);
+                } else {
+                    hold.advance(Stage::Held);
+                    hold.released().await;
+                    swallowed = self.swallows(Way::ToServer).await?;
                 }
             }
-            Decoder::Encrypted => bytes.clear(),
-        }
-    }
-}
-
-/// The frontend's side of the Postgres protocol, version 3.
-#[derive(Default)]
-struct PostgresDecoder {
-    started: bool,
-    /// Text of each prepared statement, and of the statement each portal was bound to, by name.
-    statements: HashMap<String, String>,
-    portals: HashMap<String, String>,
-}
-
-impl PostgresDecoder {
-    fn read(&mut self, bytes: &mut BytesMut, seen: &mut Seen) {
-        while !self.started {
-            const PROTOCOL_3: u32 = 3;
-            let (Some(length), Some(code)) = (number(bytes, 0), number(bytes, 4)) else {
-                return;
-            };
-            if bytes.len() < length {
-                return;
+            if !swallowed {
+                to.write_all(&buffer[sent..n]).await?;
             }
-            bytes.advance(length);
-            // Other codes ask for encryption or cancel a query.
-            self.started = u32::try_from(code).is_ok_and(|code| code >> 16 == PROTOCOL_3);
-        }
-        while let Some(length) = number(bytes, 1) {
-            if bytes.len() < 1 + length {
-                return;
-            }
-            let message = bytes.split_to(1 + length);
-            self.message(message[0], &message[5..], seen);
         }
     }
 
-    fn message(&mut self, kind: u8, body: &[u8], seen: &mut Seen) {
-        match kind {
-            // Password, goodbye, Close (sent late, when a client drops a statement), Sync, Flush: nothing is asked.
-            b'p' | b'X' | b'C' | b'S' | b'H' => return,
-            b'Q' => seen.calls.push(text(body).0),
-            b'P' => {
-                let (name, rest) = text(body);
-                self.statements.insert(name, text(rest).0);
+    /// Forwards what the server answers.
+    async fn replies(&mut self, mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) -> io::Result<()> {
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            let read = from.read(&mut buffer).await;
+            let holds = std::mem::take(&mut *self.held_replies());
+            for hold in &holds {
+                hold.advance(Stage::Held);
             }
-            b'B' => {
-                let (portal, rest) = text(body);
-                let statement = self.statements.get(&text(rest).0).cloned().unwrap_or_default();
-                self.portals.insert(portal, statement);
+            for hold in &holds {
+                hold.released().await;
             }
-            b'E' => seen.calls.push(self.portals.get(&text(body).0).cloned().unwrap_or_default()),
-            _ => {}
+            let swallowed = self.swallows(Way::ToClient).await?;
+            match read {
+                Ok(1..) if swallowed => {}
+                _ if swallowed => pending().await,
+                Ok(0) => return to.shutdown().await,
+                read => to.write_all(&buffer[..read?]).await?,
+            }
         }
-        seen.messages += 1;
     }
-}
 
-/// A big-endian number of four bytes at `at`, if it is there.
-fn number(bytes: &[u8], at: usize) -> Option<usize> {
-    let four = bytes.get(at..at + 4)?.try_into().expect("four bytes");
-    usize::try_from(u32::from_be_bytes(four)).ok()
-}
-
-/// A string up to its NUL, and what follows.
-fn text(bytes: &[u8]) -> (String, &[u8]) {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    (String::from_utf8_lossy(&bytes[..end]).into_owned(), bytes.get(end + 1..).unwrap_or_default())
-}
-
-/// The first command (an array of bulk strings) and its length, once it is there as a whole.
-fn redis_command(bytes: &[u8]) -> Option<(String, usize)> {
-    let (items, mut at) = redis_number(bytes, 0, b'*')?;
-    let mut words = Vec::with_capacity(items);
-    for _ in 0..items {
-        let (length, start) = redis_number(bytes, at, b'$')?;
-        words.push(String::from_utf8_lossy(bytes.get(start..start + length)?));
-        at = start + length + 2;
+    /// Waits as long as the mode says before data may go on; whether it is swallowed then. Fails when the connection is to
+    /// be closed.
+    async fn swallows(&mut self, way: Way) -> io::Result<bool> {
+        let generation = self.generation;
+        let mut slowed = false;
+        loop {
+            let now = self.states.wait_for(|state| state.mode != Mode::Frozen || state.generation != generation).await;
+            let now = *now.map_err(|_| io::ErrorKind::ConnectionAborted)?;
+            match now.mode {
+                _ if now.generation != generation => return Err(io::ErrorKind::ConnectionAborted.into()),
+                Mode::Slow(delay) if !slowed => tokio::time::sleep(delay).await,
+                mode => return Ok(mode.swallows(way)),
+            }
+            slowed = true;
+        }
     }
-    (at <= bytes.len()).then(|| (words.join(" "), at))
-}
 
-/// A line of `mark` and a number at `at`, and where the next begins.
-fn redis_number(bytes: &[u8], at: usize, mark: u8) -> Option<(usize, usize)> {
-    let line = bytes.get(at..)?;
-    let end = line.iter().position(|byte| *byte == b'\n')?;
-    assert_eq!(line[0], mark, "Redis clients send arrays of bulk strings");
-    let digits = std::str::from_utf8(&line[1..end]).ok()?.trim_end();
-    Some((digits.parse().expect("a number in RESP"), at + end + 1))
+    fn held_replies(&self) -> MutexGuard<'_, Vec<Arc<Hold>>> {
+        self.held_replies.lock().expect("nobody panics with this lock")
+    }
 }
