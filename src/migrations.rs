@@ -15,19 +15,32 @@ mod embedded {
 /// Processes that migrate at once wait for each other on this advisory lock: "dotmac" in ASCII.
 const LOCK: i64 = 0x646f_746d_6163;
 
-/// What migrations create: which one, what, and a query for whether it is there. If something is gone although the history
-/// says that its migration was applied, somebody has dropped it, or has put tables of the first migration in its place;
-/// then all of them run again: each is written so that it may.
-const CREATED: [(i32, &str, &str); 3] = [
-    (1, "table tenant_licenses", "SELECT to_regclass('tenant_licenses') IS NOT NULL"),
-    (1, "table feature_usage", "SELECT to_regclass('feature_usage') IS NOT NULL"),
-    (
-        3,
-        "trigger tenant_licenses_set_revision",
-        "SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass('tenant_licenses') \
-         AND tgname = 'tenant_licenses_set_revision')",
-    ),
+/// What migrations create: which one, and what. If something is gone although the history says that its migration was
+/// applied, somebody has dropped it, or has put tables of the first migration in its place; then all of them run again: each
+/// is written so that it may.
+const CREATED: [(i32, &str); 10] = [
+    (1, LICENSES),
+    (1, "table feature_usage"),
+    (3, "trigger tenant_licenses_first_revision"),
+    (3, "trigger tenant_licenses_set_revision"),
+    (4, "trigger tenant_licenses_announce_insert"),
+    (4, "trigger tenant_licenses_announce_update"),
+    (4, "trigger tenant_licenses_announce_old_id"),
+    (4, "trigger tenant_licenses_announce_delete"),
+    (4, "trigger tenant_licenses_announce_replicated"),
+    (4, "trigger tenant_licenses_announce_truncate"),
 ];
+
+const LICENSES: &str = "table tenant_licenses";
+
+/// The comment on `tenant_licenses` when it was dropped, which switches licensing off, and created again: an empty table must
+/// not deny everybody. `obj_description` answers it.
+pub(crate) const RECREATED: &str =
+    "dotmac-license-proxy: created again after a drop; enforces nothing until it holds a licence";
+
+const HAS_TABLE: &str = "SELECT to_regclass($1::text) IS NOT NULL";
+const HAS_TRIGGER: &str = "SELECT EXISTS (SELECT FROM pg_trigger \
+     WHERE tgrelid = to_regclass('tenant_licenses') AND tgname = $1::text)";
 
 const HISTORY: &str = "refinery_schema_history";
 
@@ -50,7 +63,12 @@ pub(crate) async fn migrate(url: &SecretString) -> anyhow::Result<Vec<String>> {
     let missing = missing(&client, &applied(&client).await?).await?;
     if !missing.is_empty() {
         tracing::warn!(?missing, "what was created is gone; all migrations run again");
-        client.batch_execute(&format!("DELETE FROM {HISTORY}")).await.context("the migration history")?;
+        let mut again = format!("DELETE FROM {HISTORY};");
+        if missing.contains(&LICENSES) {
+            // In the same transaction, so that nobody ever sees the table without its comment.
+            again += &format!("{} COMMENT ON TABLE tenant_licenses IS '{RECREATED}';", first_migration());
+        }
+        client.batch_execute(&again).await.context("what was created is gone, and creating it again")?;
     }
     let report = runner().run_async(&mut client).await.map_err(|error| anyhow!("{}", describe(&error)))?;
     Ok(report.applied_migrations().iter().map(name).collect())
@@ -77,9 +95,16 @@ fn runner() -> Runner {
     embedded::migrations::runner()
 }
 
+/// The statements that create the tables.
+fn first_migration() -> String {
+    let runner = runner();
+    let first = runner.get_migrations().iter().find(|migration| i64::from(migration.version()) == 1);
+    first.and_then(|migration| migration.sql()).expect("V001 is compiled in").to_owned()
+}
+
 /// The versions in the history.
 async fn applied(client: &Client) -> anyhow::Result<Vec<i32>> {
-    let has_history = client.query_one("SELECT to_regclass($1::text) IS NOT NULL", &[&HISTORY]).await?;
+    let has_history = client.query_one(HAS_TABLE, &[&HISTORY]).await?;
     if !has_history.get::<_, bool>(0) {
         return Ok(Vec::new());
     }
@@ -90,8 +115,13 @@ async fn applied(client: &Client) -> anyhow::Result<Vec<i32>> {
 /// What is gone although its migration was applied.
 async fn missing(client: &Client, applied: &[i32]) -> anyhow::Result<Vec<&'static str>> {
     let mut missing = Vec::new();
-    for (version, what, is_there) in CREATED {
-        if applied.contains(&version) && !client.query_one(is_there, &[]).await?.get::<_, bool>(0) {
+    for (version, what) in CREATED {
+        if !applied.contains(&version) {
+            continue;
+        }
+        let (kind, name) = what.split_once(' ').unwrap_or(("", what));
+        let is_there = if kind == "table" { HAS_TABLE } else { HAS_TRIGGER };
+        if !client.query_one(is_there, &[&name]).await?.get::<_, bool>(0) {
             missing.push(what);
         }
     }

@@ -12,6 +12,7 @@ mod harness_selftest_faults;
 mod layers;
 mod lifecycle;
 mod migrations;
+mod notifications;
 mod operations;
 mod real_backend;
 mod streaming;

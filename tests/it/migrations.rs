@@ -8,10 +8,10 @@ use crate::harness::world::get;
 use crate::harness::{Database, Postgres, Proxy, Upstream};
 
 /// A database that nobody has migrated, and what is needed to serve from it.
-struct Site {
+pub(crate) struct Site {
     builder: ProxyBuilder,
     upstream: Upstream,
-    database: Database,
+    pub(crate) database: Database,
 }
 
 /// What `migrations/V001__add_licensing_tables.sql` promises to other programs, in the words of the catalogue.
@@ -51,18 +51,18 @@ CREATE TABLE feature_usage (
     feature_name TEXT NOT NULL, usage_count INTEGER, usage_date DATE NOT NULL, created_at TIMESTAMP)";
 
 impl Site {
-    async fn new() -> Site {
+    pub(crate) async fn new() -> Site {
         Site::on(&Postgres::shared().await).await
     }
 
-    async fn on(postgres: &Postgres) -> Site {
+    pub(crate) async fn on(postgres: &Postgres) -> Site {
         let (database, upstream) = (postgres.database().await, Upstream::start());
         let builder = Proxy::builder(upstream.address()).env("DATABASE_URL", database.url());
         Site { builder, upstream, database }
     }
 
     /// `migrate`, which must succeed, and what it printed.
-    async fn migrate(&self) -> String {
+    pub(crate) async fn migrate(&self) -> String {
         let ended = self.builder.run(&["migrate"]).await;
         assert_eq!(ended.status.code(), Some(0), "{ended:?}");
         ended.stdout
@@ -75,7 +75,7 @@ impl Site {
     }
 
     /// Runs a file of `migrations/` by `psql -f`.
-    fn psql_file(&self, name: &str, more: &[&str]) {
+    pub(crate) fn psql_file(&self, name: &str, more: &[&str]) {
         self.database.psql(&[&["-f", &migration_file(name)], more].concat());
     }
 
@@ -101,13 +101,13 @@ impl Site {
         self.database.value(sql).await.unwrap_or_default()
     }
 
-    async fn revision(&self, tenant: Uuid) -> i64 {
+    pub(crate) async fn revision(&self, tenant: Uuid) -> i64 {
         let sql = format!("SELECT revision FROM tenant_licenses WHERE tenant_id = '{tenant}'");
         self.database.value(&sql).await.expect("a revision").parse().expect("a number")
     }
 
     /// A customer that another program takes on, in plain SQL, saying as little as it may.
-    async fn insert_by_plain_sql(&self) -> Uuid {
+    pub(crate) async fn insert_by_plain_sql(&self) -> Uuid {
         let tenant = Uuid::new_v4();
         self.database
             .execute(&format!(
@@ -128,7 +128,7 @@ fn migration_files() -> Vec<String> {
     let names = entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"));
     let mut names: Vec<_> = names.filter(|name| name.starts_with('V')).collect();
     names.sort();
-    assert!(names.len() >= 3, "{names:?}");
+    assert!(names.len() >= 4, "{names:?}");
     names
 }
 
@@ -254,8 +254,9 @@ async fn what_was_dropped_is_created_again() {
     let whole = (site.columns().await, site.keys_and_indexes().await);
     for (sql, missing) in [
         ("DROP TABLE feature_usage", "table feature_usage"),
-        ("DROP TABLE tenant_licenses, feature_usage CASCADE", "table tenant_licenses"),
         ("DROP TRIGGER tenant_licenses_set_revision ON tenant_licenses", "trigger tenant_licenses_set_revision"),
+        ("DROP FUNCTION tenant_licenses_announce CASCADE", "trigger tenant_licenses_announce_truncate"),
+        ("DROP TABLE tenant_licenses, feature_usage CASCADE", "table tenant_licenses"),
     ] {
         site.database.execute(sql).await;
         let status = site.status().await;
@@ -263,6 +264,11 @@ async fn what_was_dropped_is_created_again() {
         site.migrate().await;
         assert_eq!((site.columns().await, site.keys_and_indexes().await), whole, "{sql}");
         assert_eq!(site.migrate().await, "nothing to do: the schema is up to date\n", "{sql}");
+        // What tells the proxies that the drop meant "off", and only that.
+        let comment = "SELECT obj_description('tenant_licenses'::regclass, 'pg_class')";
+        let says = "dotmac-license-proxy: created again after a drop; enforces nothing until it holds a licence";
+        let expected = (missing == "table tenant_licenses").then_some(says);
+        assert_eq!(site.database.value(comment).await.as_deref(), expected, "{sql}");
     }
     site.database.execute("DROP TABLE tenant_licenses, feature_usage CASCADE").await;
     site.psql_file("V001__add_licensing_tables.sql", &[]);
