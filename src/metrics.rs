@@ -73,8 +73,12 @@ pub(crate) struct Metrics {
     pub api_duration: Histogram,
     /// Time spent deciding, in seconds: the gate's own share.
     pub gate_duration: Histogram,
-    /// Queries to the source of licences.
+    /// Queries to the source of licences, each for one tenant or many.
     pub source_queries: IntCounter,
+    /// Look-ups of unknown tenants that were not made, since too many waited.
+    pub lookups_shed: IntCounter,
+    /// Answers of a read replica that had not replayed what the primary is known to have.
+    pub replica_lagging: IntCounter,
     /// Failures by store.
     pub store_errors: CounterSet<StoreName>,
     /// Requests served on a last known licence while no store answered.
@@ -160,7 +164,21 @@ impl Metrics {
                 "Deciding, look-ups included: the proxy's own share of a request.",
                 &[5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.2, 0.5],
             )?,
-            source_queries: counter(r, "dotmac_license_source_queries_total", "Queries to the source of licences.")?,
+            source_queries: counter(
+                r,
+                "dotmac_license_source_queries_total",
+                "Queries to the source of licences, each for one tenant or many.",
+            )?,
+            lookups_shed: counter(
+                r,
+                "dotmac_license_lookups_shed_total",
+                "Look-ups of unknown tenants that were not made, since too many waited.",
+            )?,
+            replica_lagging: counter(
+                r,
+                "dotmac_license_replica_lagging_total",
+                "Answers of a read replica that had not replayed what the primary is known to have.",
+            )?,
             store_errors: CounterSet::new(&store_errors, &StoreName::ALL, StoreName::as_str),
             stale_served: counter(
                 r,

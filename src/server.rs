@@ -47,8 +47,9 @@ impl Assembly {
     /// # Errors
     /// When settings don't suffice or can't be used.
     pub(crate) fn new(settings: Settings) -> anyhow::Result<Self> {
-        let source = source(&settings)?;
-        Self::with_source(settings, source)
+        let metrics = metrics(&settings)?;
+        let source = source(&settings, &metrics)?;
+        Self::put_together(settings, source, metrics)
     }
 
     /// The same with another source of licences than the settings name.
@@ -56,6 +57,11 @@ impl Assembly {
     /// # Errors
     /// As [`Assembly::new`].
     pub(crate) fn with_source(settings: Settings, source: Arc<dyn Source>) -> anyhow::Result<Self> {
+        let metrics = metrics(&settings)?;
+        Self::put_together(settings, source, metrics)
+    }
+
+    fn put_together(settings: Settings, source: Arc<dyn Source>, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
         let config = &settings.config;
         // Loads, probes and our own listeners run here, apart from the proxy's threads: a pool must live on a runtime that
         // outlives the requests that use it.
@@ -66,11 +72,6 @@ impl Assembly {
             .build()
             .context("the runtime can't be started")?;
         let policy = policy(config)?;
-        let mut features: Vec<&str> = config.routes.rules.iter().filter_map(|r| Some(r.feature()?.as_str())).collect();
-        features.sort_unstable();
-        features.dedup();
-        let metrics =
-            Arc::new(Metrics::new(&features, config.enforcement.mode, &settings.config_hash()).context("metrics")?);
         let redis = redis(&settings)?;
         let licenses = Licenses::new(source, redis, freshness(config), runtime.handle().clone(), Arc::clone(&metrics));
         let gate = Arc::new(Gate::new(policy, Arc::clone(&licenses), Arc::clone(&metrics)));
@@ -191,7 +192,15 @@ pub(crate) fn policy(config: &Config) -> anyhow::Result<Policy> {
     })
 }
 
-fn source(settings: &Settings) -> anyhow::Result<Arc<dyn Source>> {
+fn metrics(settings: &Settings) -> anyhow::Result<Arc<Metrics>> {
+    let config = &settings.config;
+    let mut features: Vec<&str> = config.routes.rules.iter().filter_map(|r| Some(r.feature()?.as_str())).collect();
+    features.sort_unstable();
+    features.dedup();
+    Ok(Arc::new(Metrics::new(&features, config.enforcement.mode, &settings.config_hash()).context("metrics")?))
+}
+
+fn source(settings: &Settings, metrics: &Metrics) -> anyhow::Result<Arc<dyn Source>> {
     match &settings.config.licenses.source {
         LicenseSource::Postgres(options) => {
             let url = settings.secrets.read_url().ok_or_else(|| {
@@ -205,7 +214,8 @@ fn source(settings: &Settings) -> anyhow::Result<Arc<dyn Source>> {
                 idle_timeout: options.idle_timeout.get(),
                 timeout: settings.config.licenses.lookup_deadline.get(),
             };
-            Ok(Arc::new(Postgres::new(url, options)?))
+            let primary = settings.secrets.database_url.as_ref().filter(|primary| !primary.is_same(url));
+            Ok(Arc::new(Postgres::new(url, primary, options, metrics.replica_lagging.clone())?))
         }
         LicenseSource::File(file) => {
             let path = file.resolve(&settings.file);

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use licensing::config::{self, Config, Problem};
-use secrecy::SecretString;
+
+use crate::stores::SecretUrl;
 
 /// A configuration with its secrets.
 pub(crate) struct Settings {
@@ -24,11 +25,11 @@ pub(crate) struct Settings {
 #[derive(Debug, Default)]
 pub(crate) struct Secrets {
     /// Postgres, for writes and the change feed.
-    pub database_url: Option<SecretString>,
+    pub database_url: Option<SecretUrl>,
     /// Postgres, for reads: a replica may do.
-    pub license_db_url: Option<SecretString>,
+    pub license_db_url: Option<SecretUrl>,
     /// Redis.
-    pub redis_url: Option<SecretString>,
+    pub redis_url: Option<SecretUrl>,
 }
 
 /// Settings that can't be used, as sentences with their places.
@@ -59,7 +60,7 @@ impl Settings {
         let parsed = config::parse(&file.display().to_string(), text).map_err(|e| SettingsError(e.to_string()))?;
         let mut config = parsed.config;
         let mut overrides = Vec::new();
-        if let Some((name, text)) = first(variable, &["DOTMAC_LICENSE_CACHE_TTL", "CACHE_TTL"])? {
+        if let Some(Found { name, text, .. }) = first(variable, &["DOTMAC_LICENSE_CACHE_TTL", "CACHE_TTL"])? {
             let ttl = duration(&text)
                 .ok_or_else(|| SettingsError(format!("{name}: expected seconds or a duration such as 5m")))?;
             overrides.push(format!("{name} sets licenses.ttl to {text}"));
@@ -85,7 +86,13 @@ impl Settings {
 /// # Errors
 /// When a file that a variable names can't be read.
 pub(crate) fn secrets_from_environment(variable: &dyn Fn(&str) -> Option<String>) -> Result<Secrets, SettingsError> {
-    let secret = |names: &[&str]| Ok(first(variable, names)?.map(|(_, value)| SecretString::from(value)));
+    let secret = |names: &[&str]| {
+        let found = first(variable, names)?;
+        Ok(found.map(|Found { text, file, .. }| match file {
+            Some(file) => SecretUrl::from_file(text, file),
+            None => SecretUrl::new(text),
+        }))
+    };
     Ok(Secrets {
         database_url: secret(&["DOTMAC_LICENSE_DATABASE_URL", "DATABASE_URL"])?,
         license_db_url: secret(&["DOTMAC_LICENSE_LICENSE_DB_URL", "DOTMAC_LICENSE_DB_URL", "LICENSE_DB_URL"])?,
@@ -95,7 +102,7 @@ pub(crate) fn secrets_from_environment(variable: &dyn Fn(&str) -> Option<String>
 
 impl Secrets {
     /// Where licences are read from.
-    pub(crate) fn read_url(&self) -> Option<&SecretString> {
+    pub(crate) fn read_url(&self) -> Option<&SecretUrl> {
         self.license_db_url.as_ref().or(self.database_url.as_ref())
     }
 }
@@ -105,18 +112,28 @@ pub(crate) fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
+/// The value of a variable.
+struct Found {
+    /// The variable's name.
+    name: String,
+    text: String,
+    /// The file it was read from, if the variable names one.
+    file: Option<PathBuf>,
+}
+
 /// The first of these variables that is set, or the content of the file that it names with `_FILE` behind it. Empty is not
 /// set: that is what a missing key of a Kubernetes secret looks like.
-fn first(variable: &dyn Fn(&str) -> Option<String>, names: &[&str]) -> Result<Option<(String, String)>, SettingsError> {
+fn first(variable: &dyn Fn(&str) -> Option<String>, names: &[&str]) -> Result<Option<Found>, SettingsError> {
     for name in names {
         if let Some(value) = variable(name).filter(|value| !value.trim().is_empty()) {
-            return Ok(Some(((*name).to_owned(), value.trim().to_owned())));
+            return Ok(Some(Found { name: (*name).to_owned(), text: value.trim().to_owned(), file: None }));
         }
         let name = format!("{name}_FILE");
         if let Some(path) = variable(&name).filter(|path| !path.trim().is_empty()) {
-            let value = std::fs::read_to_string(path.trim())
+            let file = PathBuf::from(path.trim());
+            let value = std::fs::read_to_string(&file)
                 .map_err(|error| SettingsError(format!("{name}: {path} can't be read: {error}")))?;
-            return Ok(Some((name, value.trim().to_owned())));
+            return Ok(Some(Found { name, text: value.trim().to_owned(), file: Some(file) }));
         }
     }
     Ok(None)
@@ -154,7 +171,7 @@ licenses: { source: { postgres: {} } }
 
     fn database_url(variables: &[(&str, &str)]) -> Option<String> {
         let settings = load(variables).unwrap_or_else(|error| panic!("{error}"));
-        settings.secrets.database_url.map(|url| url.expose_secret().to_owned())
+        settings.secrets.database_url.map(|url| url.first().expose_secret().to_owned())
     }
 
     #[test]

@@ -18,11 +18,11 @@ pub(super) struct Options {
 pub(super) fn run(options: &Options) -> Result<(), Failure> {
     start_log("warn");
     let secrets = secrets_from_environment(&environment)?;
-    let url: SecretString = secrets.database_url.ok_or_else(|| {
+    let url = secrets.database_url.ok_or_else(|| {
         Failure::Usage("migrate needs DOTMAC_LICENSE_DATABASE_URL or DATABASE_URL: the database to work on".to_owned())
     })?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| anyhow!(e))?;
-    runtime.block_on(async { if options.status { status(&url).await } else { migrate(&url).await } })
+    runtime.block_on(async { if options.status { status(url.first()).await } else { migrate(url.first()).await } })
 }
 
 async fn migrate(url: &SecretString) -> Result<(), Failure> {

@@ -1,5 +1,6 @@
 //! The licence look-up: memory, then Redis, then the source, under one deadline, one load per tenant at a time.
 
+mod loader;
 mod memory;
 
 use std::collections::HashMap;
@@ -13,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use self::loader::{Lane, Loader};
 pub(crate) use self::memory::Entry;
 use self::memory::Memory;
 use crate::metrics::Metrics;
@@ -88,6 +90,7 @@ pub(crate) struct Licenses {
     memory: Memory,
     redis: Option<(Arc<Redis>, Arc<Breaker>)>,
     source: Arc<dyn Source>,
+    loader: Loader,
     source_breaker: Arc<Breaker>,
     freshness: Freshness,
     loading: Mutex<HashMap<TenantId, watch::Receiver<Option<LookUp>>>>,
@@ -111,6 +114,7 @@ impl Licenses {
             memory: Memory::new(freshness.memory_bytes, freshness.stale_if_error.max(freshness.fresh_for)),
             redis: redis.map(|redis| (Arc::new(redis), Breaker::new(StoreName::Redis))),
             source_breaker: Breaker::new(source.name()),
+            loader: Loader::new(Arc::clone(&source), runtime.clone(), Arc::clone(&metrics)),
             source,
             freshness,
             loading: Mutex::default(),
@@ -170,7 +174,7 @@ impl Licenses {
         loop {
             if !self.has_reached_a_store() {
                 let redis = async { Some(self.redis.as_ref()?.0.probe().await) };
-                let (source, redis) = tokio::join!(self.source.probe(), redis);
+                let (source, redis) = tokio::join!(self.source.warm_up(), redis);
                 match (source, redis) {
                     (Ok(()), _) | (_, Some(Ok(()))) => self.reached.store(true, Ordering::Release),
                     (Err(error), _) => tracing::warn!(%error, "no store answers yet"),
@@ -227,9 +231,10 @@ impl Licenses {
             self.give_up(tenant, token, begun).await;
             return self.without_stores(tenant, true);
         }
+        // What Redis knows is in memory by now.
+        let lane = if self.memory.license(&tenant).is_some() { Lane::Known } else { Lane::Stranger };
         let read_at = Instant::now();
-        self.metrics.source_queries.inc();
-        match self.source.load(tenant).await {
+        match self.loader.load(tenant, lane).await {
             Ok(license) => {
                 self.reached.store(true, Ordering::Release);
                 self.keep(tenant, license, token, read_at).await
@@ -334,8 +339,14 @@ impl Licenses {
 
     /// Count a store's failure and have its breaker look into it. True if the failure is the entry's own.
     fn report(&self, error: &StoreError) -> bool {
-        self.metrics.store_errors.of(error.store()).inc();
+        if let Some(store) = error.store() {
+            self.metrics.store_errors.of(store).inc();
+        }
         match error {
+            StoreError::Shed => {
+                self.metrics.lookups_shed.inc();
+                false
+            }
             StoreError::Unreadable { .. } => {
                 tracing::error!(%error, "a licence can't be read");
                 true
@@ -350,12 +361,17 @@ impl Licenses {
                 }
                 false
             }
-            StoreError::Unavailable { .. } => {
+            StoreError::Unavailable { .. } | StoreError::Late { .. } => {
                 let source = Arc::clone(&self.source);
-                self.source_breaker.report_failure(&self.runtime, error, move || {
+                let probe = move || {
                     let source = Arc::clone(&source);
                     async move { source.probe().await }
-                });
+                };
+                match error {
+                    // Only strangers' time-outs come here as such: they may have brought it about themselves.
+                    StoreError::Late { .. } => self.source_breaker.look_into(&self.runtime, probe),
+                    _ => self.source_breaker.report_failure(&self.runtime, error, probe),
+                }
                 false
             }
         }

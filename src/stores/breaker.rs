@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -29,14 +30,21 @@ pub(crate) enum BreakerState {
 /// make the gate believe in an outage by sending requests that time out.
 #[derive(Debug)]
 pub(crate) struct Breaker {
-    store: StoreName,
+    name: &'static str,
     state: watch::Sender<BreakerState>,
+    /// A probe of [`Breaker::look_into`] is under way, or was a moment ago.
+    looking: AtomicBool,
 }
 
 impl Breaker {
     /// A closed breaker.
     pub(crate) fn new(store: StoreName) -> Arc<Self> {
-        Arc::new(Self { store, state: watch::Sender::new(BreakerState::Closed) })
+        Self::named(store.as_str())
+    }
+
+    /// A closed breaker of something that is no store by itself; `name` stands in the log.
+    pub(super) fn named(name: &'static str) -> Arc<Self> {
+        Arc::new(Self { name, state: watch::Sender::new(BreakerState::Closed), looking: AtomicBool::new(false) })
     }
 
     /// The state now.
@@ -64,17 +72,37 @@ impl Breaker {
         if !self.moves(BreakerState::Closed, BreakerState::Suspect) {
             return;
         }
-        tracing::warn!(store = self.store.as_str(), %error, "a store failed; probing it");
+        tracing::warn!(store = self.name, %error, "a store failed; probing it");
         let breaker = Arc::clone(self);
         runtime.spawn(async move {
             while let Err(error) = probe().await {
                 if breaker.moves(BreakerState::Suspect, BreakerState::Open) {
-                    tracing::error!(store = breaker.store.as_str(), %error, "a store is down; it is no longer asked");
+                    tracing::error!(store = breaker.name, %error, "a store is down; it is no longer asked");
                 }
                 tokio::time::sleep(PROBE_INTERVAL).await;
             }
             breaker.state.send_replace(BreakerState::Closed);
-            tracing::info!(store = breaker.store.as_str(), "the store answers again");
+            tracing::info!(store = breaker.name, "the store answers again");
+        });
+    }
+
+    /// Somebody was not answered in time who may have asked for too much: that is no evidence against the store, but a
+    /// reason to look. One probe at a time sees whether it answers; only if it does not is that a failure to report.
+    pub(crate) fn look_into<P, F>(self: &Arc<Self>, runtime: &Handle, probe: P)
+    where
+        P: Fn() -> F + Send + 'static,
+        F: Future<Output = Result<(), StoreError>> + Send,
+    {
+        if self.state() != BreakerState::Closed || self.looking.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let breaker = Arc::clone(self);
+        runtime.spawn(async move {
+            match probe().await {
+                Err(error) => breaker.report_failure(&Handle::current(), &error, probe),
+                Ok(()) => tokio::time::sleep(PROBE_INTERVAL).await,
+            }
+            breaker.looking.store(false, Ordering::Release);
         });
     }
 
@@ -91,7 +119,7 @@ impl Breaker {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
 
@@ -125,6 +153,37 @@ mod tests {
         tokio::time::sleep(10 * PROBE_INTERVAL).await;
         assert_eq!(breaker.state(), BreakerState::Open, "it stays open while probes fail");
 
+        up.store(true, Ordering::SeqCst);
+        tokio::time::sleep(2 * PROBE_INTERVAL).await;
+        assert_eq!(breaker.state(), BreakerState::Closed);
+    }
+
+    /// A flood that is too much for a healthy store: no suspicion, and few probes.
+    #[tokio::test(start_paused = true)]
+    async fn looking_into_it_is_no_suspicion() {
+        let breaker = Breaker::new(StoreName::Postgres);
+        let (up, probes) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
+        let look = || {
+            let (up, probes) = (Arc::clone(&up), Arc::clone(&probes));
+            breaker.look_into(&Handle::current(), move || {
+                probes.fetch_add(1, Ordering::SeqCst);
+                let up = up.load(Ordering::SeqCst);
+                async move { if up { Ok(()) } else { Err(failure()) } }
+            });
+        };
+        for _ in 0..1_000 {
+            look();
+            assert_eq!(breaker.state(), BreakerState::Closed);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            assert_eq!(breaker.state(), BreakerState::Closed);
+        }
+        assert!(probes.load(Ordering::SeqCst) <= 2, "one in {PROBE_INTERVAL:?}");
+
+        up.store(false, Ordering::SeqCst);
+        tokio::time::sleep(PROBE_INTERVAL).await;
+        look();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(breaker.state(), BreakerState::Open, "two probes have failed");
         up.store(true, Ordering::SeqCst);
         tokio::time::sleep(2 * PROBE_INTERVAL).await;
         assert_eq!(breaker.state(), BreakerState::Closed);

@@ -5,9 +5,12 @@
 
 mod breaker;
 mod file;
+mod position;
 mod postgres;
+mod postgres_server;
 mod postgres_url;
 mod redis;
+mod secret_url;
 mod tls;
 
 use async_trait::async_trait;
@@ -16,9 +19,12 @@ use licensing::tenant::TenantId;
 
 pub(crate) use self::breaker::{Breaker, BreakerState};
 pub(crate) use self::file::FileSource;
-pub(crate) use self::postgres::{PoolOptions, Postgres, connect as connect_postgres};
+pub(crate) use self::position::Position;
+pub(crate) use self::postgres::Postgres;
+pub(crate) use self::postgres_server::{PoolOptions, connect as connect_postgres};
 pub(crate) use self::postgres_url::UrlError;
 pub(crate) use self::redis::{Cached, FillToken, Redis};
+pub(crate) use self::secret_url::SecretUrl;
 
 /// Which store failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -66,6 +72,18 @@ pub(crate) enum StoreError {
         /// What is wrong with it.
         cause: Unreadable,
     },
+    /// It did not answer in time. That may be its fault, or that of whoever asks for too much; the loader knows which lane
+    /// asked, see [`StoreError::held_against_the_store`].
+    #[error("{}: {message}", store.as_str())]
+    Late {
+        /// The store.
+        store: StoreName,
+        /// What did not happen in time.
+        message: String,
+    },
+    /// It was not asked: more unknown tenants wait than may. No fault of any store.
+    #[error("too many unknown tenants are being asked for")]
+    Shed,
 }
 
 impl StoreError {
@@ -73,26 +91,74 @@ impl StoreError {
         Self::Unavailable { store, message: message.to_string() }
     }
 
-    /// The store that failed.
-    pub(crate) fn store(&self) -> StoreName {
+    fn late(store: StoreName, message: impl std::fmt::Display) -> Self {
+        Self::Late { store, message: message.to_string() }
+    }
+
+    /// The same, where those who asked were few and known: that it was late is the store's fault.
+    pub(crate) fn held_against_the_store(self) -> Self {
         match self {
-            Self::Unavailable { store, .. } | Self::Unreadable { store, .. } => *store,
+            Self::Late { store, message } => Self::Unavailable { store, message },
+            other => other,
+        }
+    }
+
+    /// The store that failed, if one did.
+    pub(crate) fn store(&self) -> Option<StoreName> {
+        match self {
+            Self::Unavailable { store, .. } | Self::Unreadable { store, .. } | Self::Late { store, .. } => Some(*store),
+            Self::Shed => None,
         }
     }
 }
 
+/// What a source says of one tenant: its licence, that it has none, or that its entry can't be read.
+pub(crate) type Answer = Result<Option<License>, Unreadable>;
+
 /// Where licences come from: what it says is the truth.
 #[async_trait]
 pub(crate) trait Source: Send + Sync {
-    /// The licence of `tenant`, or none.
-    async fn load(&self, tenant: TenantId) -> Result<Option<License>, StoreError>;
+    /// The licences of `tenants` by one query: an answer for each, in their order.
+    ///
+    /// # Errors
+    /// When it can't be asked or does not answer in time: then nothing is known of any of them.
+    async fn load(&self, tenants: &[TenantId]) -> Result<Vec<Answer>, StoreError>;
 
     /// Whether it answers at all.
+    ///
+    /// # Errors
+    /// When it does not.
     async fn probe(&self) -> Result<(), StoreError>;
+
+    /// The same, on what look-ups use: the first of them then finds it open.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    async fn warm_up(&self) -> Result<(), StoreError> {
+        self.probe().await
+    }
+
+    /// How many queries it takes at once; more would wait for each other.
+    fn queries_at_once(&self) -> usize;
 
     /// Which store it is.
     fn name(&self) -> StoreName;
 
     /// Give back what lies idle. Called every few seconds.
     fn close_idle(&self) {}
+
+    /// The primary is known to have been at `position`: nothing that is older than that is an answer any more. An earlier
+    /// position than one required before changes nothing.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the change feed, which knows positions"))]
+    fn require(&self, position: Position) {
+        // Only replicas are ever behind.
+        let _ = position;
+    }
+
+    /// The primary is another one, whose log is not the former's: from now on nothing older than `position` is an answer,
+    /// whatever was required before.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the change feed, which sees failovers"))]
+    fn restart_from(&self, position: Position) {
+        let _ = position;
+    }
 }

@@ -1,127 +1,273 @@
-//! Licences in Postgres: the source. One small pool, opened lazily, its idle connections closed.
+//! Licences in Postgres: the source. They may be read from a replica, as long as it is not behind what is known to have
+//! changed.
 
+use std::collections::HashMap;
 use std::error::Error;
-use std::str::FromStr;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
-use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, Timeouts};
 use licensing::license::{License, LicenseRow, MAX_FEATURES_BYTES, Unreadable};
 use licensing::tenant::TenantId;
-use secrecy::{ExposeSecret, SecretString};
-use tokio::time::{Instant, timeout_at};
-use tokio_postgres::error::SqlState;
-use tokio_postgres::types::{FromSql, ToSql, Type};
-use tokio_postgres::{Client, NoTls, Row};
-use tokio_postgres_rustls::MakeRustlsConnect;
+use prometheus::IntCounter;
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+use tokio_postgres::types::{FromSql, Type};
+use tokio_postgres::{Client, Row};
+use uuid::Uuid;
 
-use super::postgres_url::PostgresUrl;
-use super::{Source, StoreError, StoreName, UrlError, tls};
+use super::position::InvalidPosition;
+use super::postgres_server::{PoolOptions, Server, explain, failure, unavailable};
+use super::{Answer, Breaker, Position, SecretUrl, Source, StoreError, StoreName, UrlError};
 
-/// How the pool behaves.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct PoolOptions {
-    /// The most connections held at once.
-    pub max_connections: usize,
-    /// How long a connection may lie unused before it is closed.
-    pub idle_timeout: Duration,
-    /// How long one operation may take, waiting for a connection included.
-    pub timeout: Duration,
-}
-
-/// A pool of connections to the Postgres that holds `tenant_licenses`.
+/// The Postgres that holds `tenant_licenses`: one server, or a read replica and its primary.
 pub(crate) struct Postgres {
-    pool: Pool,
+    /// Where licences are read.
+    reads: Arc<Server>,
+    /// Where that may be a replica: what it is held against.
+    primary: Option<Primary>,
     options: PoolOptions,
 }
 
+/// The server that a replica follows.
+struct Primary {
+    server: Server,
+    /// The latest [`Position`] that it is known to have had, in bytes; 0 while nothing is known.
+    floor: AtomicU64,
+    /// Of the replica: while that is down, the primary is asked at once.
+    replica: Arc<Breaker>,
+    lagging: IntCounter,
+}
+
 /// A document larger than what is read is not sent over the wire: its size alone says what is wrong.
-const LOAD: &str = "SELECT plan_tier::text, \
+const LOAD: &str = "SELECT tenant_id, plan_tier::text, \
      CASE WHEN octet_length(features::text) <= $2 THEN features::text END, octet_length(features::text), \
      CASE WHEN octet_length(usage_limits::text) <= $2 THEN usage_limits::text END, octet_length(usage_limits::text), \
      valid_from, valid_until, coalesce(auto_renew, true), revision \
-     FROM tenant_licenses WHERE tenant_id = $1";
+     FROM tenant_licenses WHERE tenant_id = ANY($1)";
+
+/// Whether there is a table to read and a right to read it.
+const PROBE: &str = "SELECT 1 FROM tenant_licenses LIMIT 1";
+
+/// How far a server is, as [`Replayed::read`] reads it.
+const REPLAYED: &str = "SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text";
+
+/// The same for a probe, which needs a table to be there.
+const PROBE_REPLICA: &str =
+    "SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text, (SELECT 1 FROM tenant_licenses LIMIT 1)";
+
+/// Where the next record will begin, and not how far the log has been written: a commit that is not waited for
+/// (`synchronous_commit = off`) is seen before it is written.
+const PRIMARY_POSITION: &str = "SELECT pg_current_wal_insert_lsn()::text";
+
+/// The share of the time that a replica may take: the rest is for asking the primary.
+const REPLICA_SHARE: u32 = 2;
 
 impl Postgres {
-    /// Prepare a pool for `url`. Nothing is connected yet.
+    /// Prepare pools. Nothing is connected yet. Licences are read from `reads`. If `primary` is another server, `reads` may
+    /// be a replica of it: then each of its answers that is older than what [`Source::require`] says is counted by
+    /// `lagging`, and the primary is asked instead.
     ///
     /// # Errors
-    /// When the URL or its CA file can't be used.
-    pub(crate) fn new(url: &SecretString, options: PoolOptions) -> Result<Self, UrlError> {
-        let url = PostgresUrl::from_str(url.expose_secret())?;
-        let manager_config = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        let manager = if url.config.get_ssl_mode() == tokio_postgres::config::SslMode::Disable {
-            Manager::from_config(url.config, NoTls, manager_config)
-        } else {
-            let tls = tls::client_config(url.verify, url.ca_file.as_deref()).map_err(UrlError)?;
-            Manager::from_config(url.config, MakeRustlsConnect::new(tls), manager_config)
-        };
-        let timeouts =
-            Timeouts { wait: Some(options.timeout), create: Some(options.timeout), recycle: Some(options.timeout) };
-        let pool = Pool::builder(manager)
-            .max_size(options.max_connections)
-            .timeouts(timeouts)
-            .runtime(Runtime::Tokio1)
-            .build()
-            .map_err(|error| UrlError(error.to_string()))?;
-        Ok(Self { pool, options })
+    /// When a URL or its CA file can't be used.
+    pub(crate) fn new(
+        reads: &SecretUrl,
+        primary: Option<&SecretUrl>,
+        options: PoolOptions,
+        lagging: IntCounter,
+    ) -> Result<Self, UrlError> {
+        let primary = primary.map(|url| {
+            let server = Server::new(url, options)?;
+            let replica = Breaker::named("postgres replica");
+            Ok(Primary { server, floor: AtomicU64::new(0), replica, lagging })
+        });
+        Ok(Self { reads: Arc::new(Server::new(reads, options)?), primary: primary.transpose()?, options })
     }
 
-    /// Run one query within the time allowed. A connection that did not answer in time is closed, since whoever used it
-    /// next would wait for the same answer.
-    async fn query(&self, sql: &str, parameters: &[(&(dyn ToSql + Sync), Type)]) -> Result<Option<Row>, StoreError> {
-        let deadline = Instant::now() + self.options.timeout;
-        let too_slow = || unavailable(format!("no answer within {:?}", self.options.timeout));
-        let client = match timeout_at(deadline, self.pool.get()).await {
-            Ok(Ok(client)) => client,
-            Ok(Err(error)) => return Err(unavailable(explain_pool(&error))),
-            Err(_) => return Err(too_slow()),
-        };
-        // Unnamed statements: one round trip, and nothing that a pooler in transaction mode would mix up.
-        match timeout_at(deadline, client.query_typed_opt(sql, parameters)).await {
-            Ok(Ok(row)) => Ok(row),
-            Ok(Err(error)) => Err(unavailable(explain(&error))),
-            Err(_) => {
-                drop(Object::take(client));
-                Err(too_slow())
+    /// Where the primary's log is now: whatever a transaction that has been committed by now has changed is before it.
+    ///
+    /// # Errors
+    /// When the primary can't be asked, or is a standby.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the change feed"))]
+    pub(crate) async fn primary_position(&self) -> Result<Position, StoreError> {
+        let server = self.primary.as_ref().map_or(&*self.reads, |primary| &primary.server);
+        let ask = async |client: &Client| client.query_typed_one(PRIMARY_POSITION, &[]).await?.try_get::<_, String>(0);
+        let text = server.run(self.deadline(), ask).await?;
+        text.parse().map_err(|error: InvalidPosition| unavailable(error.to_string()))
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.options.timeout
+    }
+
+    /// Ask the replica, and the primary where it is behind or does not answer.
+    async fn load_from_replica(&self, primary: &Primary, question: &Question) -> Result<Vec<Row>, StoreError> {
+        let deadline = self.deadline();
+        let mut behind = None;
+        if primary.replica.allows() {
+            let share = deadline - self.options.timeout / REPLICA_SHARE;
+            match self.reads.run(share, async |client| question.ask_replica(client).await).await {
+                Ok((replayed, rows)) if replayed.reaches(primary.floor()) => return Ok(rows),
+                Ok((replayed, rows)) => {
+                    primary.lagging.inc();
+                    behind = Some((replayed, rows));
+                }
+                Err(error) => self.report_replica(primary, &error),
             }
+        }
+        let error = match primary.server.run(deadline, async |client| question.ask(client).await).await {
+            Ok(rows) => return Ok(rows),
+            Err(error) => error,
+        };
+        match behind {
+            None => Err(error),
+            Some((_, rows)) if primary.floor() == Position::default() => Ok(rows),
+            Some((replayed, _)) => Err(left_behind(&error, replayed, primary.floor())),
+        }
+    }
+
+    fn report_replica(&self, primary: &Primary, error: &StoreError) {
+        let reads = Arc::clone(&self.reads);
+        let probe = move || {
+            let reads = Arc::clone(&reads);
+            async move { reads.probe(PROBE).await.map(drop) }
+        };
+        match error {
+            StoreError::Late { .. } => primary.replica.look_into(&Handle::current(), probe),
+            _ => primary.replica.report_failure(&Handle::current(), error, probe),
+        }
+    }
+
+    /// As a look-up would find out: whether the replica counts, or else the primary answers.
+    async fn probe_replica(&self, primary: &Primary) -> Result<(), StoreError> {
+        let replica = match self.reads.probe(PROBE_REPLICA).await {
+            Ok(rows) => rows.first().map(Replayed::read),
+            Err(_) => None,
+        };
+        let floor = primary.floor();
+        if replica.is_some_and(|replayed| replayed.reaches(floor)) {
+            return Ok(());
+        }
+        match (primary.server.probe(PROBE).await, replica) {
+            (Ok(_), _) => Ok(()),
+            (Err(_), Some(_)) if floor == Position::default() => Ok(()),
+            (Err(error), Some(replayed)) => Err(left_behind(&error, replayed, floor)),
+            (Err(error), None) => Err(error),
         }
     }
 }
 
-/// One connection of its own, outside of any pool, for work that outlasts a look-up.
-///
-/// # Errors
-/// When the URL can't be used or the server can't be reached.
-pub(crate) async fn connect(url: &SecretString) -> Result<Client, StoreError> {
-    let url = PostgresUrl::from_str(url.expose_secret()).map_err(|error| unavailable(error.to_string()))?;
-    let tls = tls::client_config(url.verify, url.ca_file.as_deref()).map_err(unavailable)?;
-    let (client, connection) =
-        url.config.connect(MakeRustlsConnect::new(tls)).await.map_err(|error| unavailable(explain(&error)))?;
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::warn!(%error, "a Postgres connection ended");
+impl Primary {
+    fn floor(&self) -> Position {
+        Position::new(self.floor.load(Ordering::Acquire))
+    }
+}
+
+/// What is asked: the licences of some tenants.
+struct Question {
+    ids: Vec<Uuid>,
+    bound: i32,
+}
+
+impl Question {
+    fn new(tenants: &[TenantId]) -> Self {
+        let ids = tenants.iter().map(|tenant| *tenant.as_uuid()).collect();
+        Self { ids, bound: i32::try_from(MAX_FEATURES_BYTES).unwrap_or(i32::MAX) }
+    }
+
+    /// One unnamed statement: one round trip, and nothing that a pooler in transaction mode would mix up.
+    async fn ask(&self, client: &Client) -> Result<Vec<Row>, tokio_postgres::Error> {
+        client.query_typed(LOAD, &[(&self.ids, Type::UUID_ARRAY), (&self.bound, Type::INT4)]).await
+    }
+
+    /// The rows, and before them how far the replica was. Two statements, since a single one looks at the rows as they were
+    /// before it asks for the position; in one transaction, so that no pooler sends them to two servers; in this isolation
+    /// level each looks for itself. All are sent at once: one round trip.
+    async fn ask_replica(&self, client: &Client) -> Result<(Replayed, Vec<Row>), tokio_postgres::Error> {
+        let ((), replayed, rows, ()) = tokio::try_join!(
+            biased;
+            client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY"),
+            client.query_typed_one(REPLAYED, &[]),
+            self.ask(client),
+            client.batch_execute("COMMIT"),
+        )?;
+        Ok((Replayed::read(&replayed), rows))
+    }
+}
+
+/// How far a server is that may be a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Replayed {
+    /// It is no replica: what it says is so.
+    Everything,
+    /// It has replayed the primary's log up to here.
+    UpTo(Position),
+    /// It is a replica and does not say how far it is.
+    Unknown,
+}
+
+impl Replayed {
+    fn read(row: &Row) -> Self {
+        let position = || row.try_get::<_, Option<&str>>(1).ok()??.parse().ok();
+        match row.try_get::<_, bool>(0) {
+            Ok(false) => Self::Everything,
+            _ => position().map_or(Self::Unknown, Self::UpTo),
         }
-    });
-    Ok(client)
+    }
+
+    fn reaches(self, floor: Position) -> bool {
+        match self {
+            Self::Everything => true,
+            Self::UpTo(position) => position >= floor,
+            Self::Unknown => false,
+        }
+    }
+}
+
+/// The primary's failure, where a replica did answer.
+fn left_behind(error: &StoreError, replayed: Replayed, floor: Position) -> StoreError {
+    let replayed = match replayed {
+        Replayed::UpTo(position) => position.to_string(),
+        _ => "an unknown position".to_owned(),
+    };
+    let message = format!(
+        "the read replica lags behind the primary and the primary does not answer: {error} (replayed {replayed}, \
+         required {floor})"
+    );
+    match error {
+        StoreError::Late { .. } => StoreError::late(StoreName::Postgres, message),
+        _ => unavailable(message),
+    }
 }
 
 #[async_trait]
 impl Source for Postgres {
-    async fn load(&self, tenant: TenantId) -> Result<Option<License>, StoreError> {
-        let bound = i32::try_from(MAX_FEATURES_BYTES).unwrap_or(i32::MAX);
-        match self.query(LOAD, &[(tenant.as_uuid(), Type::UUID), (&bound, Type::INT4)]).await? {
-            None => Ok(None),
-            Some(row) => read(tenant, &row).map(Some).map_err(|cause| StoreError::Unreadable {
-                store: StoreName::Postgres,
-                tenant,
-                cause,
-            }),
-        }
+    async fn load(&self, tenants: &[TenantId]) -> Result<Vec<Answer>, StoreError> {
+        let question = Question::new(tenants);
+        let rows = match &self.primary {
+            None => self.reads.run(self.deadline(), async |client| question.ask(client).await).await?,
+            Some(primary) => self.load_from_replica(primary, &question).await?,
+        };
+        answers(tenants, &rows)
     }
 
     async fn probe(&self) -> Result<(), StoreError> {
-        self.query("SELECT 1 FROM tenant_licenses LIMIT 1", &[]).await.map(|_| ())
+        match &self.primary {
+            None => self.reads.probe(PROBE).await.map(drop),
+            Some(primary) => self.probe_replica(primary).await,
+        }
+    }
+
+    async fn warm_up(&self) -> Result<(), StoreError> {
+        let opened = self.reads.run(self.deadline(), async |client| client.query_typed(PROBE, &[]).await).await;
+        match (opened, &self.primary) {
+            (Err(_), Some(primary)) => self.probe_replica(primary).await,
+            (opened, _) => opened.map(drop),
+        }
+    }
+
+    fn queries_at_once(&self) -> usize {
+        self.options.max_connections
     }
 
     fn name(&self) -> StoreName {
@@ -129,7 +275,22 @@ impl Source for Postgres {
     }
 
     fn close_idle(&self) {
-        self.pool.retain(|_, metrics| metrics.last_used() < self.options.idle_timeout);
+        self.reads.close_idle();
+        if let Some(primary) = &self.primary {
+            primary.server.close_idle();
+        }
+    }
+
+    fn require(&self, position: Position) {
+        if let Some(primary) = &self.primary {
+            primary.floor.fetch_max(position.bytes(), Ordering::AcqRel);
+        }
+    }
+
+    fn restart_from(&self, position: Position) {
+        if let Some(primary) = &self.primary {
+            primary.floor.store(position.bytes(), Ordering::Release);
+        }
     }
 }
 
@@ -152,6 +313,21 @@ impl<'a> FromSql<'a> for Micros {
     }
 }
 
+/// The rows of [`LOAD`] as answers in the order of `tenants`.
+fn answers(tenants: &[TenantId], rows: &[Row]) -> Result<Vec<Answer>, StoreError> {
+    let mut found: HashMap<Uuid, Answer> = HashMap::with_capacity(rows.len());
+    for row in rows {
+        let id: Uuid = row.try_get(0).map_err(|error| failure(&error))?;
+        let answer = match found.contains_key(&id) {
+            false => read(TenantId::new(id), row).map(Some),
+            // A table made by hand has no primary key perhaps. Which of the two is meant is not for us to guess.
+            true => Err(Unreadable::Foreign("the tenant has two rows".to_owned())),
+        };
+        found.insert(id, answer);
+    }
+    Ok(tenants.iter().map(|tenant| found.get(tenant.as_uuid()).cloned().unwrap_or(Ok(None))).collect())
+}
+
 /// Read a row of [`LOAD`]. Tables made by hand may lack constraints: a column that is null or of another type is a fault of
 /// the row.
 fn read(tenant: TenantId, row: &Row) -> Result<License, Unreadable> {
@@ -166,32 +342,312 @@ fn read(tenant: TenantId, row: &Row) -> Result<License, Unreadable> {
         },
     };
     let row = LicenseRow {
-        plan: get(row, 0)?,
-        features: document("features", 1)?,
-        usage_limits: document("usage_limits", 3)?,
-        valid_from: get::<Micros>(row, 5)?.0,
-        valid_until: get::<Micros>(row, 6)?.0,
-        auto_renew: get(row, 7)?,
-        revision: get(row, 8)?,
+        plan: get(row, 1)?,
+        features: document("features", 2)?,
+        usage_limits: document("usage_limits", 4)?,
+        valid_from: get::<Micros>(row, 6)?.0,
+        valid_until: get::<Micros>(row, 7)?.0,
+        auto_renew: get(row, 8)?,
+        revision: get(row, 9)?,
     };
     License::from_row(tenant, &row)
 }
 
-fn unavailable(message: String) -> StoreError {
-    StoreError::unavailable(StoreName::Postgres, message)
-}
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
 
-fn explain_pool(error: &PoolError) -> String {
-    match error {
-        PoolError::Backend(error) => explain(error),
-        PoolError::Timeout(_) => "no connection became free in time".to_owned(),
-        other => other.to_string(),
-    }
-}
+    use parking_lot::Mutex;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
 
-fn explain(error: &tokio_postgres::Error) -> String {
-    if matches!(error.code(), Some(&SqlState::UNDEFINED_TABLE | &SqlState::UNDEFINED_COLUMN)) {
-        return format!("{}; run `dotmac-license-proxy migrate`", super::postgres_url::cause(error));
+    use super::*;
+
+    const TENANT: TenantId = TenantId::new(Uuid::from_u128(7));
+
+    /// What a played server does and was asked.
+    #[derive(Default)]
+    struct State {
+        in_recovery: bool,
+        replayed: Option<&'static str>,
+        /// Of the one licence it has.
+        revision: i64,
+        /// It closes each connection at once.
+        is_down: bool,
+        /// It never answers when it is asked for licences.
+        hangs: bool,
+        connections: usize,
+        asked: Vec<String>,
     }
-    format!("{error}: {}", super::postgres_url::cause(error))
+
+    /// A server that speaks just enough of the protocol.
+    struct Played {
+        url: SecretUrl,
+        state: Arc<Mutex<State>>,
+    }
+
+    impl Played {
+        async fn start(state: State) -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+            let port = listener.local_addr().expect("bound").port();
+            let state = Arc::new(Mutex::new(state));
+            let shared = Arc::clone(&state);
+            tokio::spawn(async move {
+                while let Ok((connection, _)) = listener.accept().await {
+                    let state = Arc::clone(&shared);
+                    state.lock().connections += 1;
+                    tokio::spawn(async move { drop(play(connection, &state).await) });
+                }
+            });
+            Self { url: SecretUrl::new(format!("postgres://app@127.0.0.1:{port}/main?sslmode=disable")), state }
+        }
+
+        fn asked(&self) -> Vec<String> {
+            std::mem::take(&mut self.state.lock().asked)
+        }
+    }
+
+    async fn play(mut connection: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
+        let length = connection.read_u32().await?;
+        connection.read_exact(&mut vec![0; length as usize - 4]).await?;
+        connection.write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I").await?;
+        let mut statement = String::new();
+        loop {
+            let kind = connection.read_u8().await?;
+            let mut body = vec![0; connection.read_u32().await? as usize - 4];
+            connection.read_exact(&mut body).await?;
+            let text = |body: &[u8]| String::from_utf8_lossy(body.split(|b| *b == 0).next().unwrap_or_default()).into();
+            let mut answer = Vec::new();
+            match kind {
+                b'P' => statement = text(&body[1..]),
+                b'Q' => {
+                    state.lock().asked.push(text(&body));
+                    message(&mut answer, b'C', b"DONE\0");
+                    message(&mut answer, b'Z', b"I");
+                }
+                b'S' => {
+                    let mut state = state.lock();
+                    state.asked.push(statement.clone());
+                    rows(&mut answer, &statement, &state);
+                }
+                _ => {}
+            }
+            if state.lock().is_down {
+                return Ok(());
+            }
+            if kind == b'S' && statement == LOAD && state.lock().hangs {
+                std::future::pending::<()>().await;
+            }
+            connection.write_all(&answer).await?;
+        }
+    }
+
+    fn message(to: &mut Vec<u8>, kind: u8, body: &[u8]) {
+        to.push(kind);
+        to.extend_from_slice(&u32::try_from(body.len() + 4).expect("short").to_be_bytes());
+        to.extend_from_slice(body);
+    }
+
+    /// One row, whatever is asked.
+    fn rows(to: &mut Vec<u8>, statement: &str, state: &State) {
+        let text = |text: &str| (Type::TEXT, Some(text.as_bytes().to_vec()));
+        let int = |int: i32| (Type::INT4, Some(int.to_be_bytes().to_vec()));
+        let time = |micros: i64| (Type::TIMESTAMP, Some(micros.to_be_bytes().to_vec()));
+        let position = (Type::TEXT, state.replayed.map(|position| position.as_bytes().to_vec()));
+        let in_recovery = (Type::BOOL, Some(vec![u8::from(state.in_recovery)]));
+        let columns = match statement {
+            LOAD => vec![
+                (Type::UUID, Some(TENANT.as_uuid().as_bytes().to_vec())),
+                text("starter"),
+                text("{}"),
+                int(2),
+                text("{}"),
+                int(2),
+                time(0),
+                time(i64::MAX),
+                (Type::BOOL, Some(vec![1])),
+                (Type::INT8, Some(state.revision.to_be_bytes().to_vec())),
+            ],
+            REPLAYED => vec![in_recovery, position],
+            PROBE_REPLICA => vec![in_recovery, position, int(1)],
+            PRIMARY_POSITION => vec![text("16/B374D848")],
+            _ => vec![int(1)],
+        };
+        let count = u16::try_from(columns.len()).expect("few").to_be_bytes();
+        let (mut description, mut row) = (count.to_vec(), count.to_vec());
+        for (ty, value) in columns {
+            description.extend_from_slice(b"column\0\0\0\0\0\0\0");
+            description.extend_from_slice(&ty.oid().to_be_bytes());
+            description.extend_from_slice(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]);
+            row.extend_from_slice(&value.as_ref().map_or(-1, |v| i32::try_from(v.len()).expect("short")).to_be_bytes());
+            row.extend_from_slice(&value.unwrap_or_default());
+        }
+        message(to, b'1', b"");
+        message(to, b'2', b"");
+        message(to, b't', &[0, 0]);
+        message(to, b'T', &description);
+        message(to, b'D', &row);
+        message(to, b'C', b"SELECT 1\0");
+        message(to, b'Z', b"I");
+    }
+
+    fn options() -> PoolOptions {
+        let seconds = Duration::from_secs;
+        PoolOptions { max_connections: 2, idle_timeout: seconds(60), timeout: seconds(4) }
+    }
+
+    /// A replica that has revision 1, and its primary, which has revision 2.
+    struct Pair {
+        replica: Played,
+        primary: Played,
+        postgres: Postgres,
+        lagging: IntCounter,
+    }
+
+    impl Pair {
+        async fn start() -> Self {
+            let replica = Played::start(State { in_recovery: true, revision: 1, ..State::default() }).await;
+            let primary = Played::start(State { revision: 2, ..State::default() }).await;
+            let lagging = IntCounter::new("lagging", "lagging").expect("a counter");
+            let postgres =
+                Postgres::new(&replica.url, Some(&primary.url), options(), lagging.clone()).expect("two good URLs");
+            Self { replica, primary, postgres, lagging }
+        }
+    }
+
+    /// The revision that is found.
+    async fn revision(postgres: &Postgres) -> Result<i64, String> {
+        let answers = postgres.load(&[TENANT]).await.map_err(|error| error.to_string())?;
+        assert_eq!(answers.len(), 1);
+        Ok(answers[0].as_ref().expect("readable").as_ref().expect("a licence").revision)
+    }
+
+    #[tokio::test]
+    async fn a_replicas_rows_count_if_it_has_replayed_what_is_known() {
+        for (in_recovery, replayed, required, primary_is_up, expected) in [
+            // Nothing is known of the primary.
+            (true, Some("0/10"), 0, true, Ok(1)),
+            (true, Some("0/10"), 0x10, true, Ok(1)),
+            (true, Some("0/10"), 0x11, true, Ok(2)),
+            (true, Some("1/0"), 0xFFFF_FFFF, true, Ok(1)),
+            (true, None, 0, true, Ok(2)),
+            (true, Some("nonsense"), 0, true, Ok(2)),
+            // No standby at all.
+            (false, None, 0x11, true, Ok(1)),
+            (false, Some("0/10"), 0x11, false, Ok(1)),
+            (true, Some("0/10"), 0x10, false, Ok(1)),
+            (true, Some("0/10"), 0x11, false, Err(())),
+            (true, None, 0x11, false, Err(())),
+            (true, None, 0, false, Ok(1)),
+        ] {
+            let case = format!("{in_recovery} {replayed:?} {required} {primary_is_up}");
+            let pair = Pair::start().await;
+            {
+                let mut replica = pair.replica.state.lock();
+                (replica.in_recovery, replica.replayed) = (in_recovery, replayed);
+            }
+            pair.primary.state.lock().is_down = !primary_is_up;
+            pair.postgres.require(Position::new(required));
+            pair.postgres.require(Position::new(required / 2));
+            let found = revision(&pair.postgres).await;
+            assert_eq!(pair.postgres.probe().await.is_ok(), expected.is_ok(), "{case}: a probe finds out the same");
+            match expected {
+                Ok(revision) => assert_eq!(found, Ok(revision), "{case}"),
+                Err(()) => {
+                    let error = found.expect_err(&case);
+                    let sentence = "the read replica lags behind the primary and the primary does not answer";
+                    assert!(error.contains(sentence), "{case}: {error}");
+                }
+            }
+            let asked_primary = !pair.primary.asked().is_empty();
+            let lags = pair.lagging.get() == 1;
+            assert_eq!(lags, expected != Ok(1) || (replayed.is_none() && !primary_is_up), "{case}");
+            assert!(!asked_primary || lags, "{case}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_required_grows_until_a_new_timeline() {
+        let pair = Pair::start().await;
+        pair.replica.state.lock().replayed = Some("0/20");
+        for (act, expected) in [
+            (None, 1),
+            (Some((false, 0x30)), 2),
+            (Some((false, 0x10)), 2),
+            (Some((true, 0x20)), 1),
+            (Some((false, 0x21)), 2),
+        ] {
+            match act {
+                Some((true, position)) => pair.postgres.restart_from(Position::new(position)),
+                Some((false, position)) => pair.postgres.require(Position::new(position)),
+                None => {}
+            }
+            assert_eq!(revision(&pair.postgres).await, Ok(expected), "{act:?}");
+        }
+        assert_eq!(pair.postgres.primary_position().await.map(|p| p.to_string()).ok().as_deref(), Some("16/B374D848"));
+    }
+
+    /// The position is asked for before the rows, in one transaction; without a replica there is one statement, as ever.
+    #[tokio::test]
+    async fn the_position_comes_before_the_rows() {
+        let pair = Pair::start().await;
+        pair.replica.state.lock().replayed = Some("0/20");
+        assert_eq!(revision(&pair.postgres).await, Ok(1));
+        let begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY";
+        assert_eq!(pair.replica.asked(), [begin, REPLAYED, LOAD, "COMMIT"]);
+        assert!(pair.primary.asked().is_empty());
+
+        let lagging = IntCounter::new("lagging", "lagging").expect("a counter");
+        let alone = Postgres::new(&pair.replica.url, None, options(), lagging).expect("a good URL");
+        alone.require(Position::new(u64::MAX));
+        assert_eq!(revision(&alone).await, Ok(1));
+        assert_eq!(pair.replica.asked(), [LOAD]);
+    }
+
+    /// A replica that is down costs no look-up its time: after the first the primary is asked at once.
+    #[tokio::test]
+    async fn a_replica_that_is_down_is_passed_over() {
+        let pair = Pair::start().await;
+        pair.replica.state.lock().is_down = true;
+        assert_eq!(revision(&pair.postgres).await, Ok(2));
+        let breaker = &pair.postgres.primary.as_ref().expect("a pair").replica;
+        breaker.settled().await;
+        assert!(!breaker.allows());
+        let asked = pair.replica.state.lock().connections;
+        for _ in 0..5 {
+            assert_eq!(revision(&pair.postgres).await, Ok(2));
+        }
+        assert!(pair.replica.state.lock().connections <= asked + 1, "but for a probe nobody asks it");
+        assert_eq!(pair.lagging.get(), 0, "it is not behind, it is down");
+        pair.replica.state.lock().replayed = Some("0/20");
+        pair.replica.state.lock().is_down = false;
+        tokio::time::timeout(Duration::from_secs(20), async {
+            while revision(&pair.postgres).await != Ok(1) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await
+        .expect("the replica is asked again");
+    }
+
+    /// Look-ups that take every connection and never end are no outage.
+    #[tokio::test]
+    async fn an_exhausted_pool_is_no_outage() {
+        let played = Played::start(State { hangs: true, ..State::default() }).await;
+        let lagging = IntCounter::new("lagging", "lagging").expect("a counter");
+        let options = PoolOptions { timeout: Duration::from_millis(500), ..options() };
+        let postgres = Postgres::new(&played.url, None, options, lagging).expect("a good URL");
+        let load = || async { postgres.load(&[TENANT]).await.expect_err("no answer") };
+        let probes = async {
+            for _ in 0..20 {
+                postgres.probe().await.expect("the server answers");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let (first, second, third, ()) = tokio::join!(load(), load(), load(), probes);
+        for error in [first, second, third] {
+            assert!(matches!(error, StoreError::Late { .. }), "{error}");
+        }
+        assert_eq!(played.state.lock().connections, 3, "the pool's two and one for all probes");
+    }
 }

@@ -1,8 +1,9 @@
 //! Licences in Redis: the cache between replicas, one multiplexed connection that is opened lazily and closed when idle.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use licensing::license::{License, Unreadable};
 use licensing::tenant::TenantId;
 use redis::aio::MultiplexedConnection;
@@ -13,7 +14,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
-use super::{StoreError, StoreName, UrlError, tls};
+use super::{SecretUrl, StoreError, StoreName, UrlError, tls};
 
 static READ: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/read.lua")));
 static FILL: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/fill.lua")));
@@ -22,7 +23,10 @@ const TOKEN_PREFIX: &[u8] = b"fill:";
 
 /// A client of one Redis.
 pub(crate) struct Redis {
-    client: Client,
+    url: SecretUrl,
+    ca_file: Option<String>,
+    /// What is used for new connections: a URL and its client.
+    current: ArcSwap<(SecretString, Client)>,
     timeout: Duration,
     idle_timeout: Duration,
     /// How long a licence may be used, counted from before it was read from the source.
@@ -66,24 +70,16 @@ impl Redis {
     /// # Errors
     /// When the URL or its CA file can't be used. The message never holds the URL, which holds a password.
     pub(crate) fn new(
-        url: &SecretString,
+        url: &SecretUrl,
         ca_file: Option<&str>,
         ttl: Duration,
         timeout: Duration,
         idle_timeout: Duration,
     ) -> Result<Self, UrlError> {
-        let url = url.expose_secret().trim();
-        let client = match ca_file {
-            None => Client::open(url),
-            Some(path) => {
-                let root_cert = Some(tls::read_pem(path).map_err(UrlError)?);
-                Client::build_with_tls(url, TlsCertificates { client_tls: None, root_cert })
-            }
-        };
-        let client = client.map_err(|error| {
-            UrlError(format!("the Redis URL can't be read (redis://, rediss:// or unix://): {}", error.category()))
-        })?;
-        Ok(Self { client, timeout, idle_timeout, ttl, connection: Mutex::new(None) })
+        let client = client(url.first(), ca_file)?;
+        let current = ArcSwap::from_pointee((url.first().clone(), client));
+        let (url, ca_file) = (url.clone(), ca_file.map(str::to_owned));
+        Ok(Self { url, ca_file, current, timeout, idle_timeout, ttl, connection: Mutex::new(None) })
     }
 
     /// Look a tenant up. Where nothing is found, the key is claimed for `claim`.
@@ -131,7 +127,28 @@ impl Redis {
     /// # Errors
     /// When it does not.
     pub(crate) async fn probe(&self) -> Result<(), StoreError> {
-        self.run(async |connection| redis::cmd("PING").query_async::<()>(connection).await).await
+        let ping = async || self.run(async |connection| redis::cmd("PING").query_async::<()>(connection).await).await;
+        match ping().await {
+            Err(_) if self.renew().await => ping().await,
+            answer => answer,
+        }
+    }
+
+    /// Read the URL's file again, where it came from one. True if it says another URL than before, which is used from now on.
+    async fn renew(&self) -> bool {
+        let Some(url) = self.url.changed(&self.current.load().0) else { return false };
+        match client(&url, self.ca_file.as_deref()) {
+            Ok(client) => {
+                self.current.store(Arc::new((url, client)));
+                *self.connection.lock().await = None;
+                tracing::info!("the Redis URL has changed; new connections use it");
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "the Redis URL has changed, but can't be used");
+                false
+            }
+        }
     }
 
     /// Close the connection if it lies idle.
@@ -174,7 +191,8 @@ impl Redis {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.timeout))
             .set_response_timeout(Some(self.timeout));
-        let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let client = self.current.load().1.clone();
+        let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
         *slot = Some(Connected { connection: connection.clone(), last_used: Instant::now() });
         Ok(connection)
     }
@@ -195,6 +213,20 @@ impl Redis {
         let left = u64::try_from(pttl).map_err(|_| Unreadable::Foreign("it never expires".to_owned()))?;
         Ok((license, Duration::from_millis(life.ttl_ms.saturating_sub(left))))
     }
+}
+
+fn client(url: &SecretString, ca_file: Option<&str>) -> Result<Client, UrlError> {
+    let url = url.expose_secret().trim();
+    let client = match ca_file {
+        None => Client::open(url),
+        Some(path) => {
+            let root_cert = Some(tls::read_pem(path).map_err(UrlError)?);
+            Client::build_with_tls(url, TlsCertificates { client_tls: None, root_cert })
+        }
+    };
+    client.map_err(|error| {
+        UrlError(format!("the Redis URL can't be read (redis://, rediss:// or unix://): {}", error.category()))
+    })
 }
 
 fn key(tenant: TenantId) -> String {

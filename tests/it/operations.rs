@@ -14,7 +14,7 @@ use crate::harness::{License, Proxy, RawClient, World, client};
 const RULES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/prometheus-rules.yaml");
 
 /// What section 9 of the design promises, as far as this version has it: the name, a label and its values.
-const PROMISED: [(&str, &str, &[&str]); 18] = [
+const PROMISED: [(&str, &str, &[&str]); 20] = [
     ("dotmac_feature_denials_total", "feature", &FEATURES),
     ("dotmac_license_cache_hits", "", &[]),
     ("dotmac_license_cache_requests", "", &[]),
@@ -25,6 +25,8 @@ const PROMISED: [(&str, &str, &[&str]); 18] = [
     ("dotmac_shadow_denials_total", "feature", &FEATURES),
     ("dotmac_license_lookups_total", "layer", &["memory", "redis", "source"]),
     ("dotmac_license_source_queries_total", "", &[]),
+    ("dotmac_license_lookups_shed_total", "", &[]),
+    ("dotmac_license_replica_lagging_total", "", &[]),
     ("dotmac_store_errors_total", "store", &["postgres", "redis"]),
     ("dotmac_store_breaker_state", "store", &["postgres", "redis"]),
     ("dotmac_license_stale_served_total", "", &[]),

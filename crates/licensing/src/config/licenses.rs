@@ -56,7 +56,7 @@ pub enum LicenseSource {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PostgresSettings {
-    /// The most connections that this process opens; each is opened when it is needed. Default: 4.
+    /// The most connections that this process opens for look-ups; each is opened when it is needed. Default: 4.
     #[schemars(range(min = 1))]
     pub max_connections: u16,
     /// After how long an idle connection is closed. Default: 60s.
