@@ -104,6 +104,8 @@ pub(crate) enum Step<'g> {
 pub(crate) struct Question<'g> {
     case: Case<'g>,
     tenant: TenantId,
+    /// Whether memory has an answer, a denial, that may be outdated.
+    again: bool,
 }
 
 /// The gate.
@@ -131,7 +133,10 @@ impl Gate {
             Ok(target) => self.policy.routes.route(method, &target),
             Err(malformed) => Err(malformed.into()),
         };
-        let mode = self.policy.enforcement.mode_for(identity.tenant().as_ref());
+        let mode = match self.licenses.is_off() {
+            true => Mode::Off,
+            false => self.policy.enforcement.mode_for(identity.tenant().as_ref()),
+        };
         let case = Case { mode, ..Case::of(identity, now) };
         let route = match route {
             Ok(_) if identity == Identity::Conflicting => return self.done(case, Need::Refused(Reason::TenantInvalid)),
@@ -153,19 +158,33 @@ impl Gate {
         match identity {
             Identity::Tenant(tenant) if mode != Mode::Off => {
                 self.metrics.cache_requests.inc();
-                match self.licenses.peek(tenant, now) {
-                    Some(look_up) => Step::Ruled(self.rule_on(case, Some(look_up), false)),
-                    None => Step::Ask(Question { case, tenant }),
+                let Some(look_up) = self.licenses.peek(tenant, now) else {
+                    return Step::Ask(Question { case, tenant, again: false });
+                };
+                let ruling = self.rule_on(&case, Some(look_up));
+                if ruling.outcome == Outcome::Denied
+                    && ruling.entry.as_ref().is_some_and(|entry| self.licenses.may_be_outdated(entry, now))
+                {
+                    return Step::Ask(Question { case, tenant, again: true });
                 }
+                self.metrics.cache_hits.inc();
+                Step::Ruled(self.count(ruling))
             }
-            _ => Step::Ruled(self.rule_on(case, None, false)),
+            _ => Step::Ruled(self.count(self.rule_on(&case, None))),
         }
     }
 
     /// Ask the stores, and decide.
     pub(crate) async fn ask(&self, question: Question<'_>) -> Ruling {
-        let (look_up, asked_source) = self.licenses.ask(question.tenant).await;
-        self.rule_on(question.case, Some(look_up), asked_source)
+        let Question { case, tenant, again } = question;
+        let (look_up, asked_source) = match again {
+            true => self.licenses.ask_again(tenant).await,
+            false => self.licenses.ask(tenant).await,
+        };
+        if !asked_source {
+            self.metrics.cache_hits.inc();
+        }
+        self.count(self.rule_on(&case, Some(look_up)))
     }
 
     /// The denial of a ruling, to be said.
@@ -180,23 +199,15 @@ impl Gate {
     /// A request whose headers alone are reason enough to refuse it, in any mode: framing is not a matter of licences.
     pub(crate) fn refuse_framing(&self, now: Instant) -> Ruling {
         let case = Case { mode: Mode::Enforce, ..Case::of(Identity::Missing, now) };
-        self.conclude(case, Need::Refused(Reason::RequestMalformed), None)
+        self.count(self.conclude(&case, Need::Refused(Reason::RequestMalformed), None))
     }
 
     fn done<'g>(&self, case: Case<'g>, need: Need<'_>) -> Step<'g> {
-        Step::Ruled(self.conclude(case, need, None))
+        Step::Ruled(self.count(self.conclude(&case, need, None)))
     }
 
     /// Decide on a route that needs features.
-    fn rule_on<'g>(&self, case: Case<'g>, look_up: Option<LookUp>, asked_source: bool) -> Ruling {
-        if let Some(look_up) = &look_up {
-            if !asked_source {
-                self.metrics.cache_hits.inc();
-            }
-            if let Some(layer) = look_up.layer {
-                self.metrics.look_ups.of(layer).inc();
-            }
-        }
+    fn rule_on<'g>(&self, case: &Case<'g>, look_up: Option<LookUp>) -> Ruling {
         let names: SmallVec<[&'g str; 1]> = case.features.iter().copied().map(|feature| &**feature).collect();
         self.conclude(case, Need::Features(&names), look_up)
     }
@@ -205,8 +216,8 @@ impl Gate {
         self.policy.rules[rule].on_failure.unwrap_or(self.policy.on_failure) == OnFailure::Allow
     }
 
-    /// Decide, put down all that is known, and count it.
-    fn conclude(&self, case: Case<'_>, need: Need<'_>, look_up: Option<LookUp>) -> Ruling {
+    /// Decide, and put down all that is known.
+    fn conclude(&self, case: &Case<'_>, need: Need<'_>, look_up: Option<LookUp>) -> Ruling {
         let LookUp { found, layer } = look_up.unwrap_or(LookUp { found: Found::Nothing, layer: None });
         let stale = matches!(found, Found::Stale(_));
         let (entry, failed) = match found {
@@ -233,7 +244,7 @@ impl Gate {
         };
         let named = denial.and_then(|denial| denial.feature);
         let feature = case.features.iter().find(|feature| named.is_none_or(|named| ****feature == *named));
-        let ruling = Ruling {
+        Ruling {
             permit: (outcome != Outcome::Denied).then_some(Permit(())),
             outcome,
             reason: denial.map(|denial| denial.reason),
@@ -246,13 +257,14 @@ impl Gate {
             mode: case.mode,
             took: case.begun.elapsed(),
             entry,
-        };
-        self.count(&ruling);
-        ruling
+        }
     }
 
-    fn count(&self, ruling: &Ruling) {
+    fn count(&self, ruling: Ruling) -> Ruling {
         let metrics = &self.metrics;
+        if let Some(layer) = ruling.layer {
+            metrics.look_ups.of(layer).inc();
+        }
         metrics.decisions.of(ruling.outcome).inc();
         if let Some(reason) = ruling.reason {
             let feature = ruling.feature.as_deref().unwrap_or_default();
@@ -268,6 +280,7 @@ impl Gate {
             metrics.grace_served.inc();
         }
         metrics.gate_duration.observe(ruling.took.as_secs_f64());
+        ruling
     }
 }
 

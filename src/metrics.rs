@@ -7,7 +7,7 @@ use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use crate::licenses::{Layer, Licenses};
+use crate::licenses::{Channel, Layer, Licenses};
 use crate::stores::{BreakerState, StoreName};
 
 /// What became of a request, as the label `outcome` says.
@@ -37,6 +37,37 @@ impl Outcome {
             Self::Shadowed => "shadowed",
             Self::FailedOpen => "failed_open",
             Self::Denied => "denied",
+        }
+    }
+}
+
+/// What was heard of changes, as the label `kind` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum ChangeKind {
+    /// One licence.
+    License,
+    /// Many at once: each is asked for again.
+    Everything,
+    /// Tenants were added.
+    Added,
+    /// A key in Redis.
+    Key,
+    /// All of Redis.
+    Flush,
+}
+
+impl ChangeKind {
+    /// Every kind.
+    pub(crate) const ALL: [Self; 5] = [Self::License, Self::Everything, Self::Added, Self::Key, Self::Flush];
+
+    /// As metrics and log write it.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::License => "license",
+            Self::Everything => "everything",
+            Self::Added => "added",
+            Self::Key => "redis_key",
+            Self::Flush => "redis_flush",
         }
     }
 }
@@ -91,7 +122,11 @@ pub(crate) struct Metrics {
     pub access_log_dropped: IntCounter,
     /// Requests whose upstream could not be reached, broke off or was too slow.
     pub upstream_errors: IntCounter,
+    /// Changes heard of, by kind.
+    pub changes: CounterSet<ChangeKind>,
     breaker_state: IntGaugeVec,
+    live: IntGaugeVec,
+    off: IntGauge,
     memory_entries: IntGauge,
     memory_bytes: IntGauge,
 }
@@ -134,6 +169,13 @@ impl Metrics {
             "dotmac_store_breaker_state",
             "Circuit breaker by store: 0 closed, 1 suspect (a probe is under way), 2 open (an outage, confirmed by a probe).",
             &["store"],
+        )?;
+        let changes = counters(r, "dotmac_license_changes_total", "Changes that were heard of, by kind.", &["kind"])?;
+        let live = gauges(
+            r,
+            "dotmac_change_feed_live",
+            "Whether changes are heard of: by the feed from Postgres, and from Redis. 1: yes, as of the last three seconds.",
+            &["channel"],
         )?;
         let info = gauges(
             r,
@@ -203,6 +245,13 @@ impl Metrics {
             )?,
             memory_entries: gauge(r, "dotmac_license_memory_entries", "Licences in memory.")?,
             memory_bytes: gauge(r, "dotmac_license_memory_bytes", "What the licences in memory take, roughly.")?,
+            off: gauge(
+                r,
+                "dotmac_licensing_off",
+                "1 while nothing is enforced, since the tables were dropped or hold nothing since they were created again.",
+            )?,
+            changes: CounterSet::new(&changes, &ChangeKind::ALL, ChangeKind::as_str),
+            live,
             breaker_state,
             denials,
             shadow_denials,
@@ -220,11 +269,13 @@ impl Metrics {
         self.shadow_denials.with_label_values(&[feature, reason.name()]).inc();
     }
 
-    /// Everything, in Prometheus's text format, with what is only known when asked.
-    ///
-    /// # Errors
-    /// When a metric can't be written as text.
-    pub(crate) fn render(&self, licenses: &Licenses) -> prometheus::Result<Vec<u8>> {
+    /// Whether changes are heard of by this channel.
+    pub(crate) fn set_live(&self, channel: Channel, live: bool) {
+        self.live.with_label_values(&[channel.as_str()]).set(live.into());
+    }
+
+    /// Take down what is only known when asked.
+    pub(crate) fn observe(&self, licenses: &Licenses) {
         for (store, state) in licenses.breakers() {
             let value = match state {
                 BreakerState::Closed => 0,
@@ -233,9 +284,20 @@ impl Metrics {
             };
             self.breaker_state.with_label_values(&[store.as_str()]).set(value);
         }
+        for channel in Channel::ALL {
+            self.set_live(channel, licenses.is_live(channel));
+        }
+        self.off.set(licenses.is_off().into());
         let (entries, bytes) = licenses.memory_use();
         self.memory_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
         self.memory_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// Everything, in Prometheus's text format.
+    ///
+    /// # Errors
+    /// When a metric can't be written as text.
+    pub(crate) fn render(&self) -> prometheus::Result<Vec<u8>> {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)

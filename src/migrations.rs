@@ -5,7 +5,7 @@ use refinery::Runner;
 use secrecy::SecretString;
 use tokio_postgres::Client;
 
-use crate::stores::connect_postgres;
+use crate::stores::{RECREATED, connect_postgres};
 
 mod embedded {
     #![allow(unreachable_pub, missing_docs)]
@@ -32,11 +32,6 @@ const CREATED: [(i32, &str); 10] = [
 ];
 
 const LICENSES: &str = "table tenant_licenses";
-
-/// The comment on `tenant_licenses` when it was dropped, which switches licensing off, and created again: an empty table must
-/// not deny everybody. `obj_description` answers it.
-pub(crate) const RECREATED: &str =
-    "dotmac-license-proxy: created again after a drop; enforces nothing until it holds a licence";
 
 const HAS_TABLE: &str = "SELECT to_regclass($1::text) IS NOT NULL";
 const HAS_TRIGGER: &str = "SELECT EXISTS (SELECT FROM pg_trigger \

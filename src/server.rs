@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use async_trait::async_trait;
+use axum::Router;
 use licensing::answer::Answers;
-use licensing::config::{Address, Config, LicenseSource, Missing, UpstreamAddress};
+use licensing::config::{Address, ChangeFeed, Config, LicenseSource, Missing, UpstreamAddress};
 use licensing::routes::Routes;
 use pingora::apps::HttpServerOptions;
 use pingora::proxy::http_proxy;
@@ -22,7 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::access_log::AccessLog;
 use crate::api::ops::{self, Ops};
 use crate::gate::{Gate, Policy, RulePolicy};
-use crate::licenses::{Freshness, Licenses};
+use crate::licenses::{Feed, Freshness, Licenses};
 use crate::metrics::Metrics;
 use crate::proxy::{Connections, DrainBounds, Intake, Proxy, Upstream};
 use crate::settings::Settings;
@@ -36,6 +37,7 @@ pub(crate) struct Assembly {
     settings: Settings,
     runtime: Runtime,
     licenses: Arc<Licenses>,
+    feed: Option<Arc<Feed>>,
     gate: Arc<Gate>,
     metrics: Arc<Metrics>,
     draining: Arc<AtomicBool>,
@@ -73,9 +75,26 @@ impl Assembly {
             .context("the runtime can't be started")?;
         let policy = policy(config)?;
         let redis = redis(&settings)?;
-        let licenses = Licenses::new(source, redis, freshness(config), runtime.handle().clone(), Arc::clone(&metrics));
+        let change_feed = match config.licenses.source {
+            LicenseSource::Postgres(_) => config.licenses.change_feed,
+            LicenseSource::File(_) => ChangeFeed::None,
+        };
+        if change_feed == ChangeFeed::Redis && redis.is_none() {
+            bail!("licenses.change_feed is redis, but neither DOTMAC_LICENSE_REDIS_URL nor REDIS_URL is set");
+        }
+        let relayed = change_feed == ChangeFeed::Redis;
+        let (handle, counts) = (runtime.handle().clone(), Arc::clone(&metrics));
+        let licenses = Licenses::new(source, redis, freshness(config), relayed, handle, counts);
+        let feed = match (change_feed, &settings.secrets.database_url) {
+            (ChangeFeed::Listen, Some(url)) => Some(Feed::of(&licenses, url.clone(), Arc::clone(&metrics))),
+            (ChangeFeed::Listen, None) => bail!(
+                "licenses.change_feed is listen, but neither DOTMAC_LICENSE_DATABASE_URL nor DATABASE_URL is set: \
+                 the primary, since a replica tells of no changes"
+            ),
+            (ChangeFeed::Redis | ChangeFeed::None, _) => None,
+        };
         let gate = Arc::new(Gate::new(policy, Arc::clone(&licenses), Arc::clone(&metrics)));
-        Ok(Self { settings, runtime, licenses, gate, metrics, draining: Arc::default() })
+        Ok(Self { settings, runtime, licenses, feed: feed.map(Arc::new), gate, metrics, draining: Arc::default() })
     }
 
     /// The runtime for what runs beside the proxy.
@@ -93,6 +112,9 @@ impl Assembly {
         let listening = Arc::new(AtomicBool::new(false));
         self.serve_ops(&listening)?;
         self.runtime.spawn(Arc::clone(&self.licenses).keep_house());
+        if let Some(feed) = &self.feed {
+            self.runtime.spawn(Arc::clone(feed).run());
+        }
         self.runtime.spawn(await_listener(config.listen.proxy.clone(), Arc::clone(&listening)));
 
         let access_log = match config.log.access {
@@ -130,23 +152,7 @@ impl Assembly {
             listening: Arc::clone(listening),
             draining: Arc::clone(&self.draining),
         });
-        let address = &self.settings.config.listen.ops;
-        let _runtime = self.runtime.enter();
-        match address {
-            Address::Tcp(address) => {
-                let listener = TcpListener::bind(address).with_context(|| format!("listen.ops {address}"))?;
-                listener.set_nonblocking(true)?;
-                let listener = tokio::net::TcpListener::from_std(listener)?;
-                self.runtime.spawn(async move { axum::serve(listener, router).await });
-            }
-            Address::Unix(path) => {
-                remove_stale_socket(path)?;
-                let listener = tokio::net::UnixListener::bind(path)
-                    .with_context(|| format!("listen.ops unix:{}", path.display()))?;
-                self.runtime.spawn(async move { axum::serve(listener, router).await });
-            }
-        }
-        Ok(())
+        serve_ops(&self.runtime, &self.settings.config.listen.ops, router)
     }
 
     fn proxy_service(&self, server: &Server, access_log: Option<AccessLog>) -> anyhow::Result<Service<Connections>> {
@@ -168,6 +174,82 @@ impl Assembly {
         options.h2c = true;
         proxy.server_options = Some(options);
         Ok(Service::new("proxy".to_owned(), Connections::new(proxy)))
+    }
+}
+
+/// The ops listener of whatever runs.
+///
+/// # Errors
+/// When the address can't be bound.
+fn serve_ops(runtime: &Runtime, address: &Address, router: Router) -> anyhow::Result<()> {
+    let _runtime = runtime.enter();
+    match address {
+        Address::Tcp(address) => {
+            let listener = TcpListener::bind(address).with_context(|| format!("listen.ops {address}"))?;
+            listener.set_nonblocking(true)?;
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            runtime.spawn(async move { axum::serve(listener, router).await });
+        }
+        Address::Unix(path) => {
+            remove_stale_socket(path)?;
+            let listener =
+                tokio::net::UnixListener::bind(path).with_context(|| format!("listen.ops unix:{}", path.display()))?;
+            runtime.spawn(async move { axum::serve(listener, router).await });
+        }
+    }
+    Ok(())
+}
+
+/// A change feed for a whole fleet, which is told by way of Redis.
+pub(crate) struct Relay {
+    ops: Address,
+    feed: Arc<Feed>,
+    metrics: Arc<Metrics>,
+}
+
+impl Relay {
+    /// Put it together. Nothing is connected or bound yet.
+    ///
+    /// # Errors
+    /// When settings don't suffice or can't be used.
+    pub(crate) fn new(settings: &Settings) -> anyhow::Result<Self> {
+        let config = &settings.config;
+        if matches!(config.licenses.source, LicenseSource::File(_)) {
+            bail!("licenses.source is a file: there is nothing to relay");
+        }
+        let Some(url) = settings.secrets.database_url.clone() else {
+            bail!("a relay needs DOTMAC_LICENSE_DATABASE_URL or DATABASE_URL: the primary, which tells of changes")
+        };
+        let Some(redis) = redis(settings)? else {
+            bail!("a relay needs DOTMAC_LICENSE_REDIS_URL or REDIS_URL: where it tells of changes")
+        };
+        let metrics = metrics(settings)?;
+        let feed = Arc::new(Feed::relay(url, redis, Arc::clone(&metrics)));
+        Ok(Self { ops: config.listen.ops.clone(), feed, metrics })
+    }
+
+    /// Listen and tell until a signal ends it.
+    ///
+    /// # Errors
+    /// When the ops listener can't be bound.
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .context("the runtime can't be started")?;
+        serve_ops(&runtime, &self.ops, ops::relay_router(Arc::clone(&self.feed), self.metrics))?;
+        tracing::info!(ops = %self.ops, "relaying changes");
+        runtime.block_on(async {
+            let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+            tokio::select! {
+                () = self.feed.run() => {}
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::info!("stopped");
+            Ok(())
+        })
     }
 }
 
@@ -234,14 +316,15 @@ fn redis(settings: &Settings) -> anyhow::Result<Option<Redis>> {
     }
     let timeout = licenses.lookup_deadline.get() / REDIS_SHARE;
     let ca_file = licenses.redis.ca_file.as_ref().map(|path| path.to_string_lossy());
-    let redis = Redis::new(url, ca_file.as_deref(), licenses.ttl.get(), timeout, licenses.redis.idle_timeout.get())?;
+    let redis = Redis::new(url, ca_file.as_deref(), licenses.ttl.get(), timeout)?;
     Ok(Some(redis))
 }
 
 fn freshness(config: &Config) -> Freshness {
     let licenses = &config.licenses;
     Freshness {
-        fresh_for: licenses.ttl.get().min(licenses.revalidate_after.get()),
+        ttl: licenses.ttl.get(),
+        revalidate_after: licenses.revalidate_after.get(),
         stale_if_error: licenses.stale_if_error.get(),
         deadline: licenses.lookup_deadline.get(),
         memory_bytes: licenses.memory_bytes.bytes(),

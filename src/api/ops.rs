@@ -8,7 +8,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Router, routing::get};
 
-use crate::licenses::Licenses;
+use crate::licenses::{Channel, Feed, Licenses};
 use crate::metrics::Metrics;
 
 /// What the handlers look at.
@@ -47,7 +47,32 @@ async fn readyz(State(ops): State<Ops>) -> (StatusCode, &'static str) {
 }
 
 async fn metrics(State(ops): State<Ops>) -> Response {
-    match ops.metrics.render(&ops.licenses) {
+    ops.metrics.observe(&ops.licenses);
+    text(&ops.metrics)
+}
+
+/// What a relay answers: it is ready while it relays.
+pub(crate) fn relay_router(feed: Arc<Feed>, metrics: Arc<Metrics>) -> Router {
+    async fn readyz(State((feed, _)): State<(Arc<Feed>, Arc<Metrics>)>) -> (StatusCode, &'static str) {
+        if feed.is_in_order() {
+            (StatusCode::OK, "ok\n")
+        } else {
+            (StatusCode::SERVICE_UNAVAILABLE, "changes are not relayed now: see the log\n")
+        }
+    }
+    async fn metrics_of(State((feed, metrics)): State<(Arc<Feed>, Arc<Metrics>)>) -> Response {
+        metrics.set_live(Channel::Feed, feed.is_in_order());
+        text(&metrics)
+    }
+    Router::new()
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics_of))
+        .with_state((feed, metrics))
+}
+
+fn text(metrics: &Metrics) -> Response {
+    match metrics.render() {
         Ok(text) => {
             let content_type = HeaderValue::from_static(prometheus::TEXT_FORMAT);
             ([(header::CONTENT_TYPE, content_type)], text).into_response()

@@ -3,6 +3,7 @@
 mod check_config;
 mod demo;
 mod migrate;
+mod relay;
 mod serve;
 
 use std::path::PathBuf;
@@ -34,6 +35,8 @@ enum Command {
     Serve(serve::Options),
     /// Try it: a stub backend, one tenant per plan and the proxy, with nothing to install
     Demo(demo::Options),
+    /// Tell a fleet of changes in Postgres by way of Redis, for `change_feed: redis`; two may run
+    Relay(relay::Options),
     /// Check a configuration, or what it means for a backend
     CheckConfig(check_config::Options),
     /// Create or update the tables in Postgres
@@ -62,6 +65,7 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(options) => serve::run(&options),
         Command::Demo(options) => demo::run(&options),
+        Command::Relay(options) => relay::run(&options),
         Command::CheckConfig(options) => check_config::run(&options),
         Command::Migrate(options) => migrate::run(&options),
     };
@@ -93,6 +97,16 @@ impl From<SettingsError> for Failure {
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         Self::Failed(error)
+    }
+}
+
+/// Say in the log what is doubtful about the settings, and what the environment overrides.
+fn log_doubts(settings: &Settings) {
+    for warning in &settings.warnings {
+        tracing::warn!(%warning, "configuration");
+    }
+    for override_ in &settings.overrides {
+        tracing::info!(environment = override_, "the environment overrides the configuration");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{ConfigFile, Failure, start_log};
+use super::{ConfigFile, Failure, log_doubts, start_log};
 use crate::server::Assembly;
 
 #[derive(Args)]
@@ -14,12 +14,7 @@ pub(super) struct Options {
 pub(super) fn run(options: &Options) -> Result<(), Failure> {
     let settings = options.config.load()?;
     start_log(settings.config.log.level.as_str());
-    for warning in &settings.warnings {
-        tracing::warn!(%warning, "configuration");
-    }
-    for override_ in &settings.overrides {
-        tracing::info!(environment = override_, "the environment overrides the configuration");
-    }
+    log_doubts(&settings);
     Assembly::new(settings).map_err(|error| Failure::Usage(format!("error: {error:#}")))?.run()?;
     Ok(())
 }

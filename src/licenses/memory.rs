@@ -1,6 +1,7 @@
 //! Licences in this process's memory: bounded in bytes, least useful out first; unknown tenants apart.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
@@ -15,6 +16,76 @@ const UNKNOWN_TENANTS: u64 = 10_000;
 /// What an entry takes beside its licence, roughly, in bytes.
 const ENTRY_OVERHEAD: usize = 256;
 
+/// What is known of a tenant, as of when, and whether it may still be said.
+#[derive(Debug)]
+pub(super) struct Mark {
+    /// From before the source was asked, on this process's monotonic clock: the age counts from here.
+    pub(super) read_at: Instant,
+    /// From when on a change would have been heard of: when it was read, or when it was taken from a Redis that is told
+    /// of every change.
+    pub(super) known_at: Instant,
+    /// How often everything had become doubtful when the reading began.
+    generation: u64,
+    /// Whether it has become doubtful: what was heard of it since has to be seen first.
+    suspect: AtomicBool,
+    /// The revision that was announced.
+    announced: AtomicI64,
+    /// Whether a request has used it.
+    used: AtomicBool,
+    /// When Redis was last asked whether it has something newer, in milliseconds of age.
+    rechecked: AtomicU64,
+}
+
+impl Mark {
+    pub(super) fn new(read_at: Instant, known_at: Instant, generation: u64) -> Self {
+        Self {
+            read_at,
+            known_at,
+            generation,
+            suspect: AtomicBool::new(false),
+            announced: AtomicI64::new(i64::MIN),
+            used: AtomicBool::new(false),
+            rechecked: AtomicU64::new(0),
+        }
+    }
+
+    /// How long ago the source was asked.
+    pub(super) fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.read_at)
+    }
+
+    /// The least revision that may replace this.
+    pub(super) fn announced(&self) -> i64 {
+        self.announced.load(Ordering::Relaxed)
+    }
+
+    /// From now on it may not be used before a store has been asked.
+    pub(super) fn doubt(&self, announced: i64) {
+        self.announced.fetch_max(announced, Ordering::Relaxed);
+        self.suspect.store(true, Ordering::Release);
+    }
+
+    /// Whether Redis should be asked for something newer: true at most once in `interval`.
+    pub(super) fn recheck(&self, now: Instant, interval: Duration) -> bool {
+        let age = u64::try_from(self.age(now).as_millis()).unwrap_or(u64::MAX);
+        let last = self.rechecked.load(Ordering::Relaxed);
+        u128::from(age.saturating_sub(last)) >= interval.as_millis()
+            && self.rechecked.compare_exchange(last, age, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// Whether requests use it.
+    pub(super) fn is_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// A request uses it. Written once, since the cache line is read by every core.
+    pub(super) fn use_it(&self) {
+        if !self.is_used() {
+            self.used.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
 /// A licence in memory, with all that a request needs of it made ready.
 #[derive(Debug)]
 pub(crate) struct Entry {
@@ -24,30 +95,35 @@ pub(crate) struct Entry {
     pub plan_header: HeaderValue,
     /// `X-License-Features`.
     pub features_header: HeaderValue,
-    /// From before the source was asked, on this process's monotonic clock.
-    pub(super) read_at: Instant,
+    pub(super) mark: Mark,
 }
 
 impl Entry {
-    pub(super) fn new(license: License, read_at: Instant) -> Self {
+    pub(super) fn new(license: License, mark: Mark) -> Self {
         Self {
             plan_header: header(license.plan.to_string()),
             features_header: header(license.features.joined()),
             license,
-            read_at,
+            mark,
         }
     }
 
     /// How long ago the source was asked.
     pub(crate) fn age(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.read_at)
+        self.mark.age(now)
     }
 }
 
 /// What is remembered of tenants.
 pub(super) struct Memory {
     licenses: Cache<TenantId, Arc<Entry>, FxBuildHasher>,
-    unknown: Cache<TenantId, Instant>,
+    unknown: Cache<TenantId, Arc<Mark>>,
+    /// Tenants whose row can't be read: not asked for again for a moment, since every request would ask.
+    faulty: Cache<TenantId, ()>,
+    /// Tenants of which the log has just said that something is wrong.
+    reported: Cache<TenantId, ()>,
+    /// How often everything has become doubtful.
+    generation: AtomicU64,
 }
 
 impl Memory {
@@ -61,31 +137,85 @@ impl Memory {
             .time_to_live(forget_after)
             // Only ids of real tenants come in, so nobody can choose them to collide.
             .build_with_hasher(FxBuildHasher);
-        Self { licenses, unknown: Cache::builder().max_capacity(UNKNOWN_TENANTS).build() }
+        let unknown = Cache::builder().max_capacity(UNKNOWN_TENANTS).time_to_live(forget_after).build();
+        let brief = |span| Cache::builder().max_capacity(UNKNOWN_TENANTS).time_to_live(span).build();
+        Self {
+            licenses,
+            unknown,
+            faulty: brief(Duration::from_secs(1)),
+            reported: brief(Duration::from_mins(1)),
+            generation: AtomicU64::new(0),
+        }
     }
 
     pub(super) fn license(&self, tenant: &TenantId) -> Option<Arc<Entry>> {
         self.licenses.get(tenant)
     }
 
-    /// How long ago `tenant` was found to have no licence, if it was.
-    pub(super) fn unknown_for(&self, tenant: &TenantId, now: Instant) -> Option<Duration> {
-        self.unknown.get(tenant).map(|since| now.saturating_duration_since(since))
+    /// As of when `tenant` was found to have no licence, if it was.
+    pub(super) fn unknown(&self, tenant: &TenantId) -> Option<Arc<Mark>> {
+        self.unknown.get(tenant)
     }
 
-    /// Remember a licence. Of two revisions the newer stays, whichever arrives last.
+    /// To be put down before a reading begins.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Whether something has been heard that makes it doubtful.
+    pub(super) fn doubts(&self, mark: &Mark) -> bool {
+        mark.suspect.load(Ordering::Acquire) || mark.generation != self.generation()
+    }
+
+    /// All that is known may have changed.
+    pub(super) fn doubt_everything(&self) {
+        self.faulty.invalidate_all();
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Tenants that were unknown may have a licence now.
+    pub(super) fn forget_unknown(&self) {
+        self.unknown.invalidate_all();
+    }
+
+    /// `tenant` may have changed. If it is known which revision it has now, whoever has that already is in no doubt.
+    /// Answers whether requests use what is known of it.
+    pub(super) fn doubt(&self, tenant: &TenantId, announced: Option<i64>) -> bool {
+        self.unknown.invalidate(tenant);
+        self.faulty.invalidate(tenant);
+        let Some(entry) = self.licenses.get(tenant) else { return false };
+        if announced.is_some_and(|revision| entry.license.revision >= revision) {
+            return false;
+        }
+        entry.mark.doubt(announced.unwrap_or(i64::MIN));
+        entry.mark.is_used()
+    }
+
+    /// Remember a licence.
     pub(super) fn put(&self, entry: Arc<Entry>) {
         self.unknown.invalidate(&entry.license.tenant);
-        let tenant = entry.license.tenant;
-        self.licenses.entry(tenant).and_upsert_with(|old| match old.map(moka::Entry::into_value) {
-            Some(old) if old.license.revision > entry.license.revision => old,
-            _ => entry,
-        });
+        self.licenses.insert(entry.license.tenant, entry);
     }
 
-    pub(super) fn put_unknown(&self, tenant: TenantId, now: Instant) {
+    /// Remember that a tenant has none.
+    pub(super) fn put_unknown(&self, tenant: TenantId, mark: Mark) {
         self.licenses.invalidate(&tenant);
-        self.unknown.insert(tenant, now);
+        self.unknown.insert(tenant, Arc::new(mark));
+    }
+
+    /// Remember for a moment that what the source has on a tenant can't be read.
+    pub(super) fn put_faulty(&self, tenant: TenantId) {
+        self.faulty.insert(tenant, ());
+    }
+
+    /// Whether the source was asked just now, and what it has can't be read.
+    pub(super) fn is_faulty(&self, tenant: &TenantId) -> bool {
+        self.faulty.contains_key(tenant)
+    }
+
+    /// Whether a fault of this tenant's entry is worth a line in the log: true once a minute.
+    pub(super) fn is_news(&self, tenant: TenantId) -> bool {
+        self.reported.entry(tenant).or_insert(()).is_fresh()
     }
 
     /// How many licences, and their bytes.
@@ -108,7 +238,15 @@ mod tests {
 
     use super::*;
 
-    fn entry(tenant: u128, revision: i64) -> Arc<Entry> {
+    fn mark(memory: &Memory) -> Mark {
+        Mark::new(Instant::now(), Instant::now(), memory.generation())
+    }
+
+    fn tenant(id: u128) -> TenantId {
+        TenantId::new(Uuid::from_u128(id))
+    }
+
+    fn put(memory: &Memory, id: u128, revision: i64) {
         let row = LicenseRow {
             plan: "starter".into(),
             features: r#"{"crm":true}"#.into(),
@@ -116,34 +254,47 @@ mod tests {
             revision,
             ..LicenseRow::default()
         };
-        let tenant = TenantId::new(Uuid::from_u128(tenant));
-        Arc::new(Entry::new(License::from_row(tenant, &row).expect("a licence"), Instant::now()))
+        let license = License::from_row(tenant(id), &row).expect("a licence");
+        memory.put(Arc::new(Entry::new(license, mark(memory))));
     }
 
     #[test]
-    fn an_older_revision_never_replaces_a_newer() {
+    fn doubt_falls_on_what_is_older_than_what_was_announced() {
         let memory = Memory::new(1 << 20, Duration::from_hours(1));
-        let revision = || memory.license(&entry(1, 0).license.tenant).map(|e| e.license.revision);
-        memory.put(entry(1, 5));
-        memory.put(entry(1, 4));
-        assert_eq!(revision(), Some(5));
-        memory.put(entry(1, 6));
-        assert_eq!(revision(), Some(6));
+        let doubted = |id| memory.license(&tenant(id)).map(|entry| memory.doubts(&entry.mark));
+        put(&memory, 1, 5);
+        put(&memory, 2, 5);
+        memory.doubt(&tenant(1), Some(5));
+        assert_eq!(doubted(1), Some(false), "that revision is here");
+        memory.doubt(&tenant(1), Some(6));
+        assert_eq!(doubted(1), Some(true));
+        assert_eq!(memory.license(&tenant(1)).map(|entry| entry.mark.announced()), Some(6));
+        put(&memory, 1, 6);
+        assert_eq!(doubted(1), Some(false));
+        memory.doubt(&tenant(1), None);
+        assert_eq!((doubted(1), doubted(2)), (Some(true), Some(false)));
+
+        let begun_before = mark(&memory);
+        memory.doubt_everything();
+        assert_eq!(doubted(2), Some(true));
+        assert!(memory.doubts(&begun_before), "what was being read is in doubt as well");
+        put(&memory, 2, 5);
+        assert_eq!(doubted(2), Some(false));
     }
 
     #[test]
     fn it_stays_within_its_bytes_and_unknown_tenants_push_nobody_out() {
         let memory = Memory::new(64 << 10, Duration::from_hours(1));
-        memory.put(entry(0, 1));
+        put(&memory, 0, 1);
         for i in 0..50_000 {
-            memory.put_unknown(TenantId::new(Uuid::from_u128(1 << 64 | i)), Instant::now());
+            memory.put_unknown(tenant(1 << 64 | i), mark(&memory));
         }
         memory.unknown.run_pending_tasks();
         assert!(memory.unknown.entry_count() <= UNKNOWN_TENANTS);
-        assert!(memory.license(&entry(0, 1).license.tenant).is_some());
+        assert!(memory.license(&tenant(0)).is_some());
         for i in 1..5_000 {
-            memory.put(entry(i, 1));
-            assert!(memory.license(&entry(0, 1).license.tenant).is_some(), "the one in use was pushed out by {i}");
+            put(&memory, i, 1);
+            assert!(memory.license(&tenant(0)).is_some(), "the one in use was pushed out by {i}");
         }
         let (entries, bytes) = memory.usage();
         assert!(bytes <= 64 << 10, "{bytes} bytes");
@@ -153,11 +304,12 @@ mod tests {
     #[test]
     fn known_and_unknown_exclude_each_other() {
         let memory = Memory::new(1 << 20, Duration::from_hours(1));
-        let tenant = entry(1, 1).license.tenant;
-        memory.put_unknown(tenant, Instant::now());
-        memory.put(entry(1, 1));
-        assert!(memory.unknown_for(&tenant, Instant::now()).is_none());
-        memory.put_unknown(tenant, Instant::now());
-        assert!(memory.license(&tenant).is_none());
+        memory.put_unknown(tenant(1), mark(&memory));
+        put(&memory, 1, 1);
+        assert!(memory.unknown(&tenant(1)).is_none());
+        memory.put_unknown(tenant(1), mark(&memory));
+        assert!(memory.license(&tenant(1)).is_none());
+        memory.doubt(&tenant(1), Some(1));
+        assert!(memory.unknown(&tenant(1)).is_none(), "a change ends not knowing");
     }
 }

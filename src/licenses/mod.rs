@@ -1,32 +1,45 @@
-//! The licence look-up: memory, then Redis, then the source, under one deadline, one load per tenant at a time.
+//! The licence look-up: memory, then Redis, then the source, under one deadline, one load per tenant at a time; and what
+//! is heard of changes meanwhile.
 
+mod coverage;
+mod feed;
+mod flight;
+mod hear;
 mod loader;
 mod memory;
+mod pulse;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use licensing::license::License;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use licensing::tenant::TenantId;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
 
-use self::loader::{Lane, Loader};
+pub(crate) use self::coverage::Channel;
+use self::coverage::Coverage;
+pub(crate) use self::feed::Feed;
+use self::flight::Flight;
+use self::hear::Trust;
+use self::loader::Loader;
 pub(crate) use self::memory::Entry;
-use self::memory::Memory;
+use self::memory::{Mark, Memory};
+use self::pulse::Sessions;
 use crate::metrics::Metrics;
-use crate::stores::{Breaker, BreakerState, Cached, FillToken, Redis, Source, StoreError, StoreName};
+use crate::stores::{Breaker, BreakerState, Redis, Source, StoreError, StoreName};
 
 /// How old a licence may be, and how long a look-up may take.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Freshness {
-    /// How long a licence is used without asking anyone. While no change feed is live this is `revalidate_after`, where
-    /// that is shorter than the TTL.
-    pub fresh_for: Duration,
-    /// How old a last known licence may be that is used while no store answers.
+    /// How long a licence is used before the source is asked again, while every change would be heard of.
+    pub ttl: Duration,
+    /// The same while changes may go unheard, counted from when it was last certain that there was none.
+    pub revalidate_after: Duration,
+    /// How old a last known licence may be that is used while no store answers, counted alike.
     pub stale_if_error: Duration,
     /// How long one look-up may take, all layers together.
     pub deadline: Duration,
@@ -85,81 +98,146 @@ pub(crate) struct LookUp {
     pub layer: Option<Layer>,
 }
 
-/// All layers, and what is being loaded.
+/// All layers, what is being loaded, and what is heard of changes.
 pub(crate) struct Licenses {
     memory: Memory,
+    coverage: Coverage,
     redis: Option<(Arc<Redis>, Arc<Breaker>)>,
+    trust: AtomicU8,
     source: Arc<dyn Source>,
     loader: Loader,
     source_breaker: Arc<Breaker>,
     freshness: Freshness,
-    loading: Mutex<HashMap<TenantId, watch::Receiver<Option<LookUp>>>>,
+    loading: Mutex<HashMap<TenantId, Arc<Flight>>>,
+    /// The feeds that are heard by way of Redis, where that is how changes come.
+    relayed: Option<Mutex<Sessions>>,
+    /// Whether somebody has dropped the tables to turn licensing off.
+    off: AtomicBool,
     /// Where loads run: not on the request's task, which ends when its client leaves while others still wait.
     runtime: Handle,
     metrics: Arc<Metrics>,
     reached: AtomicBool,
+    redis_refuses_writes: AtomicBool,
     jitter: u64,
 }
 
+/// Whether something in memory may still be said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    Fresh,
+    /// Yes, and it should be asked for again behind the request.
+    Renew,
+    /// No: a store has to be asked first.
+    Due,
+}
+
 impl Licenses {
-    /// Put the layers together. Nothing is connected yet.
+    /// Put the layers together. Nothing is connected yet. `relayed`: changes come by way of Redis.
     pub(crate) fn new(
         source: Arc<dyn Source>,
         redis: Option<Redis>,
         freshness: Freshness,
+        relayed: bool,
         runtime: Handle,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
-        Arc::new(Self {
-            memory: Memory::new(freshness.memory_bytes, freshness.stale_if_error.max(freshness.fresh_for)),
-            redis: redis.map(|redis| (Arc::new(redis), Breaker::new(StoreName::Redis))),
-            source_breaker: Breaker::new(source.name()),
+        // Together with the patience of those who wait, shorter than their deadline: see `wait_for`. A store that takes longer
+        // than this for its simplest answer is as good as down.
+        let verdict_within = freshness.deadline * 7 / 10;
+        let redis = redis.map(|redis| (Arc::new(redis), Breaker::new(StoreName::Redis, verdict_within)));
+        let licenses = Arc::new(Self {
+            memory: Memory::new(freshness.memory_bytes, freshness.stale_if_error.max(freshness.ttl)),
+            coverage: Coverage::new(redis.is_some(), Instant::now()),
+            redis,
+            trust: AtomicU8::new(Trust::ByAge as u8),
+            source_breaker: Breaker::new(source.name(), verdict_within),
             loader: Loader::new(Arc::clone(&source), runtime.clone(), Arc::clone(&metrics)),
             source,
             freshness,
             loading: Mutex::default(),
+            relayed: relayed.then(Mutex::default),
+            off: AtomicBool::new(false),
             runtime,
             metrics,
             reached: AtomicBool::new(false),
+            redis_refuses_writes: AtomicBool::new(false),
             jitter: uuid::Uuid::new_v4().as_u64_pair().1,
-        })
+        });
+        if let Some((redis, _)) = &licenses.redis {
+            let this = Arc::downgrade(&licenses);
+            redis.listen(move |push| {
+                if let Some(licenses) = this.upgrade() {
+                    licenses.pushed(push);
+                }
+            });
+        }
+        licenses
     }
 
     /// What memory knows and may still say. This is where nearly every request ends, so it waits for nothing: an answer
     /// that is about to become too old is renewed behind it, and in an outage the last known one is given at once.
     pub(crate) fn peek(self: &Arc<Self>, tenant: TenantId, now: Instant) -> Option<LookUp> {
         let from_memory = |found| Some(LookUp { found, layer: Some(Layer::Memory) });
-        let Freshness { fresh_for, stale_if_error, .. } = self.freshness;
         let Some(entry) = self.memory.license(&tenant) else {
-            let unknown_for = self.memory.unknown_for(&tenant, now)?;
-            return if unknown_for < fresh_for { from_memory(Found::Nothing) } else { None };
+            let mark = self.memory.unknown(&tenant)?;
+            return if self.standing(&mark, tenant, now) == Standing::Due { None } else { from_memory(Found::Nothing) };
         };
-        let age = entry.age(now);
-        if age < self.renew_at(tenant) {
-            return from_memory(Found::License(entry));
-        }
-        let outage = !self.source_breaker.allows();
-        if age < fresh_for {
-            if !outage {
-                drop(self.load(tenant));
+        entry.mark.use_it();
+        let outage = || !self.source_breaker.allows();
+        match self.standing(&entry.mark, tenant, now) {
+            Standing::Fresh => from_memory(Found::License(entry)),
+            Standing::Renew => {
+                if !outage() {
+                    drop(self.load(tenant, false));
+                }
+                from_memory(Found::License(entry))
             }
-            return from_memory(Found::License(entry));
+            Standing::Due if outage() || self.memory.is_faulty(&tenant) => {
+                let last_known = self.last_known(tenant, now)?;
+                from_memory(Found::Stale(last_known))
+            }
+            Standing::Due => None,
         }
-        if outage && age < stale_if_error { from_memory(Found::Stale(entry)) } else { None }
     }
 
     /// Ask the stores, or wait for whoever is asking them already; at most `deadline`. The second value tells whether this
     /// call was the one that asked the source.
     pub(crate) async fn ask(self: &Arc<Self>, tenant: TenantId) -> (LookUp, bool) {
-        let (mut result, leads) = self.load(tenant);
-        let waited = tokio::time::timeout(self.freshness.deadline, result.wait_for(Option::is_some)).await;
-        let answer = match waited {
-            Ok(Ok(answer)) => answer.clone(),
-            // Too late, or the load has died: what it finds later is for those who come later.
-            Ok(Err(_)) | Err(_) => None,
+        if self.memory.is_faulty(&tenant) {
+            return (self.without_stores(tenant, true), false);
+        }
+        self.wait_for(tenant, self.load(tenant, false)).await
+    }
+
+    /// Whether Redis should be asked before `entry`, from memory, is reason enough to deny anything: nobody who has just
+    /// paid is to be refused by a memory. True at most once a second for each tenant.
+    pub(crate) fn may_be_outdated(&self, entry: &Entry, now: Instant) -> bool {
+        const INTERVAL: Duration = Duration::from_secs(1);
+        self.redis.as_ref().is_some_and(|(_, breaker)| breaker.allows()) && entry.mark.recheck(now, INTERVAL)
+    }
+
+    /// What Redis knows that memory may not; the source is asked only if Redis has nothing at all.
+    pub(crate) async fn ask_again(self: &Arc<Self>, tenant: TenantId) -> (LookUp, bool) {
+        self.wait_for(tenant, self.load(tenant, true)).await
+    }
+
+    async fn wait_for(&self, tenant: TenantId, (flight, leads): (Arc<Flight>, bool)) -> (LookUp, bool) {
+        let deadline = self.freshness.deadline;
+        let mut result = flight.result.clone();
+        let waiting = async {
+            // A request that learns nothing by its deadline is refused, unless it is known by then that this is an outage.
+            // So somebody has to look while there is time.
+            loop {
+                match tokio::time::timeout(deadline * 3 / 20, result.wait_for(Option::is_some)).await {
+                    Ok(answer) => return answer.ok().and_then(|answer| answer.clone()),
+                    Err(_) => self.source_breaker.look_into(&self.runtime, self.source_probe()),
+                }
+            }
         };
+        // Too late, or the load has died: what it finds later is for those who come later.
+        let answer = tokio::time::timeout(deadline, waiting).await.ok().flatten();
         let look_up = answer.unwrap_or_else(|| self.without_stores(tenant, false));
-        let asked_source = leads && look_up.layer != Some(Layer::Redis);
+        let asked_source = leads && look_up.layer.is_none_or(|layer| layer == Layer::Source);
         (look_up, asked_source)
     }
 
@@ -168,12 +246,39 @@ impl Licenses {
         self.reached.load(Ordering::Acquire)
     }
 
-    /// Try the stores until one answers, then close what lies idle, for as long as the program runs.
+    /// Whether licences are to be enforced at all: not after somebody has dropped the tables.
+    pub(crate) fn is_off(&self) -> bool {
+        self.off.load(Ordering::Relaxed)
+    }
+
+    /// Whether changes are heard of by this channel now.
+    pub(crate) fn is_live(&self, channel: Channel) -> bool {
+        self.coverage.is_live(channel, Instant::now())
+    }
+
+    /// Once a second for as long as the program runs: try the stores until one answers, see that Redis's pushes arrive,
+    /// close what lies idle.
     pub(crate) async fn keep_house(self: Arc<Self>) {
         const INTERVAL: Duration = Duration::from_secs(1);
+        let mut ticks = tokio::time::interval(INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            if !self.has_reached_a_store() {
-                let redis = async { Some(self.redis.as_ref()?.0.probe().await) };
+            ticks.tick().await;
+            let redis = async {
+                let (redis, breaker) = self.redis.as_ref()?;
+                if !breaker.allows() {
+                    return None;
+                }
+                let result = redis.probe().await;
+                match &result {
+                    Ok(()) => self.coverage.heard(Channel::Redis, Instant::now()),
+                    Err(error) => drop(self.report(error)),
+                }
+                Some(result)
+            };
+            if self.has_reached_a_store() {
+                redis.await;
+            } else {
                 let (source, redis) = tokio::join!(self.source.warm_up(), redis);
                 match (source, redis) {
                     (Ok(()), _) | (_, Some(Ok(()))) => self.reached.store(true, Ordering::Release),
@@ -181,10 +286,6 @@ impl Licenses {
                 }
             }
             self.source.close_idle();
-            if let Some((redis, _)) = &self.redis {
-                redis.close_idle();
-            }
-            tokio::time::sleep(INTERVAL).await;
         }
     }
 
@@ -199,141 +300,53 @@ impl Licenses {
         self.memory.usage()
     }
 
-    /// Join the load of `tenant` that is under way, or begin one; true for whoever began it.
-    fn load(self: &Arc<Self>, tenant: TenantId) -> (watch::Receiver<Option<LookUp>>, bool) {
-        let mut loading = self.loading.lock();
-        if let Some(result) = loading.get(&tenant) {
-            return (result.clone(), false);
+    /// Whether what is known may still be said. Both the age and the time since the last confirmation have a bound, and
+    /// renewal begins between 70 and 90 % of it, another share for each tenant and process, so that neither a fleet nor a
+    /// replica renews all at once.
+    fn standing(&self, mark: &Mark, tenant: TenantId, now: Instant) -> Standing {
+        /// What was known before the channels were heard again is asked for within this time, if it is in use.
+        const CATCH_UP: Duration = Duration::from_secs(2);
+        if self.memory.doubts(mark) {
+            return Standing::Due;
         }
-        let (sender, result) = watch::channel(None);
-        loading.insert(tenant, result.clone());
-        let this = Arc::clone(self);
-        self.runtime.spawn(async move {
-            let ends = Ends { licenses: &this, tenant };
-            let look_up = this.load_through(tenant).await;
-            // Out of the table before the answer is known: who comes now finds it in memory, or asks anew.
-            drop(ends);
-            sender.send_replace(Some(look_up));
-        });
-        (result, true)
-    }
-
-    /// Redis, then the source, and back up through the layers.
-    async fn load_through(&self, tenant: TenantId) -> LookUp {
-        let begun = Instant::now();
-        let token = match self.ask_redis(tenant, begun).await {
-            RedisSays::License(entry) => {
-                return LookUp { found: Found::License(entry), layer: Some(Layer::Redis) };
-            }
-            RedisSays::Nothing(token) => token,
-        };
-        if !self.source_breaker.allows() {
-            self.give_up(tenant, token, begun).await;
-            return self.without_stores(tenant, true);
+        let bits = tenant.as_uuid().as_u64_pair().1 ^ self.jitter;
+        let share = f64::from(u32::try_from(bits % 1024).unwrap_or_default()) / 1024.0;
+        let Freshness { ttl, revalidate_after, .. } = self.freshness;
+        let mut spent = mark.age(now).as_secs_f64() / ttl.as_secs_f64();
+        let live = self.coverage.stretch().filter(|stretch| stretch.is_live(now));
+        let mut catch_up = false;
+        if !live.is_some_and(|live| live.covers(mark.known_at)) {
+            let unconfirmed = now.saturating_duration_since(self.coverage.confirmed(mark.known_at));
+            spent = spent.max(unconfirmed.as_secs_f64() / revalidate_after.min(ttl).as_secs_f64());
+            catch_up = live.is_some_and(|live| now.saturating_duration_since(live.since) > CATCH_UP.mul_f64(share));
         }
-        // What Redis knows is in memory by now.
-        let lane = if self.memory.license(&tenant).is_some() { Lane::Known } else { Lane::Stranger };
-        let read_at = Instant::now();
-        match self.loader.load(tenant, lane).await {
-            Ok(license) => {
-                self.reached.store(true, Ordering::Release);
-                self.keep(tenant, license, token, read_at).await
-            }
-            Err(error) => {
-                let unreadable = self.report(&error);
-                self.give_up(tenant, token, begun).await;
-                // Whoever waits may still be told that it is an outage, if the probe is quick to say so.
-                self.source_breaker.settled().await;
-                self.without_stores(tenant, unreadable)
-            }
+        match spent {
+            spent if spent >= 1.0 => Standing::Due,
+            spent if spent >= 0.7 + 0.2 * share || catch_up => Standing::Renew,
+            _ => Standing::Fresh,
         }
     }
 
-    /// Put the source's answer into memory and Redis.
-    async fn keep(
-        &self,
-        tenant: TenantId,
-        license: Option<License>,
-        token: Option<FillToken>,
-        read_at: Instant,
-    ) -> LookUp {
-        let found = match license {
-            Some(license) => {
-                let entry = Arc::new(Entry::new(license, read_at));
-                self.memory.put(Arc::clone(&entry));
-                Found::License(entry)
-            }
-            None => {
-                self.memory.put_unknown(tenant, read_at);
-                Found::Nothing
-            }
-        };
-        if let (Some(token), Some((redis, _))) = (token, &self.redis) {
-            let license = match &found {
-                Found::License(entry) => Some(&entry.license),
-                _ => None,
-            };
-            if let Err(error) = redis.fill(tenant, &token, license, read_at.elapsed()).await {
-                self.report(&error);
-            }
-        }
-        LookUp { found, layer: Some(Layer::Source) }
-    }
-
-    /// The claim on a key is of no use any more: whoever comes next may ask the source at once.
-    async fn give_up(&self, tenant: TenantId, token: Option<FillToken>, begun: Instant) {
-        if let (Some(token), Some((redis, breaker))) = (token, &self.redis)
-            && breaker.allows()
-            && let Err(error) = redis.fill(tenant, &token, None, begun.elapsed()).await
-        {
-            self.report(&error);
-        }
-    }
-
-    async fn ask_redis(&self, tenant: TenantId, begun: Instant) -> RedisSays {
-        /// How often a key that another replica is filling is looked at again.
-        const POLL: Duration = Duration::from_millis(5);
-        let Some((redis, breaker)) = &self.redis else { return RedisSays::Nothing(None) };
-        let deadline = self.freshness.deadline;
-        loop {
-            if !breaker.allows() {
-                return RedisSays::Nothing(None);
-            }
-            match redis.read(tenant, deadline).await {
-                Ok(Cached::Hit { license, age, token }) => {
-                    self.reached.store(true, Ordering::Release);
-                    let Some(read_at) = Instant::now().checked_sub(age) else { return RedisSays::Nothing(Some(token)) };
-                    let entry = Arc::new(Entry::new(license, read_at));
-                    self.memory.put(Arc::clone(&entry));
-                    if age < self.freshness.fresh_for {
-                        return RedisSays::License(entry);
-                    }
-                    // Older than promised: the source has to confirm it.
-                    return RedisSays::Nothing(Some(token));
-                }
-                Ok(Cached::Vacant(token)) => return RedisSays::Nothing(Some(token)),
-                Ok(Cached::Unreadable(token, cause)) => {
-                    self.report(&StoreError::Unreadable { store: StoreName::Redis, tenant, cause });
-                    return RedisSays::Nothing(Some(token));
-                }
-                // Another replica asks the source; half of the time allowed is left for asking it ourselves.
-                Ok(Cached::Busy) if begun.elapsed() < deadline / 2 => tokio::time::sleep(POLL).await,
-                Ok(Cached::Busy) => return RedisSays::Nothing(None),
-                Err(error) => {
-                    self.report(&error);
-                    return RedisSays::Nothing(None);
-                }
-            }
-        }
+    /// The last known licence, if it is within its bound.
+    fn last_known(&self, tenant: TenantId, now: Instant) -> Option<Arc<Entry>> {
+        let entry = self.memory.license(&tenant)?;
+        let unconfirmed = now.saturating_duration_since(self.coverage.confirmed(entry.mark.known_at));
+        (unconfirmed < self.freshness.stale_if_error).then_some(entry)
     }
 
     /// What remains when no store answers: the last known licence within its bound.
     fn without_stores(&self, tenant: TenantId, certain: bool) -> LookUp {
-        match self.memory.license(&tenant) {
-            Some(entry) if entry.age(Instant::now()) < self.freshness.stale_if_error => {
-                LookUp { found: Found::Stale(entry), layer: Some(Layer::Memory) }
-            }
-            _ => LookUp { found: Found::Failed { certain: certain || !self.source_breaker.allows() }, layer: None },
+        match self.last_known(tenant, Instant::now()) {
+            Some(entry) => LookUp { found: Found::Stale(entry), layer: Some(Layer::Memory) },
+            None => LookUp { found: Found::Failed { certain: certain || !self.source_breaker.allows() }, layer: None },
+        }
+    }
+
+    fn source_probe(&self) -> impl Fn() -> BoxFuture<'static, Result<(), StoreError>> + Send + Sync + 'static {
+        let source = Arc::clone(&self.source);
+        move || {
+            let source = Arc::clone(&source);
+            async move { source.probe().await }.boxed()
         }
     }
 
@@ -347,8 +360,10 @@ impl Licenses {
                 self.metrics.lookups_shed.inc();
                 false
             }
-            StoreError::Unreadable { .. } => {
-                tracing::error!(%error, "a licence can't be read");
+            StoreError::Unreadable { tenant, .. } => {
+                if self.memory.is_news(*tenant) {
+                    tracing::error!(%error, "a licence can't be read");
+                }
                 true
             }
             StoreError::Unavailable { store: StoreName::Redis, .. } => {
@@ -362,11 +377,7 @@ impl Licenses {
                 false
             }
             StoreError::Unavailable { .. } | StoreError::Late { .. } => {
-                let source = Arc::clone(&self.source);
-                let probe = move || {
-                    let source = Arc::clone(&source);
-                    async move { source.probe().await }
-                };
+                let probe = self.source_probe();
                 match error {
                     // Only strangers' time-outs come here as such: they may have brought it about themselves.
                     StoreError::Late { .. } => self.source_breaker.look_into(&self.runtime, probe),
@@ -375,33 +386,5 @@ impl Licenses {
                 false
             }
         }
-    }
-
-    /// At which age a licence is renewed in the background: between 70 and 90 % of its time, another share for each tenant
-    /// and process, so that neither a fleet nor a replica renews all at once.
-    fn renew_at(&self, tenant: TenantId) -> Duration {
-        let bits = tenant.as_uuid().as_u64_pair().1 ^ self.jitter;
-        let share = 70 + u32::try_from(bits % 21).unwrap_or_default();
-        self.freshness.fresh_for * share / 100
-    }
-}
-
-/// What Redis knows of a tenant.
-enum RedisSays {
-    /// A licence that may be used.
-    License(Arc<Entry>),
-    /// Nothing of use; with the token, the source's answer may be put there.
-    Nothing(Option<FillToken>),
-}
-
-/// Takes a load out of the table however it ends.
-struct Ends<'a> {
-    licenses: &'a Licenses,
-    tenant: TenantId,
-}
-
-impl Drop for Ends<'_> {
-    fn drop(&mut self) {
-        self.licenses.loading.lock().remove(&self.tenant);
     }
 }

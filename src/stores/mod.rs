@@ -7,11 +7,15 @@ mod breaker;
 mod file;
 mod position;
 mod postgres;
+mod postgres_feed;
 mod postgres_server;
 mod postgres_url;
 mod redis;
 mod secret_url;
 mod tls;
+
+use std::fmt;
+use std::str::FromStr;
 
 use async_trait::async_trait;
 use licensing::license::{License, Unreadable};
@@ -21,9 +25,10 @@ pub(crate) use self::breaker::{Breaker, BreakerState};
 pub(crate) use self::file::FileSource;
 pub(crate) use self::position::Position;
 pub(crate) use self::postgres::Postgres;
+pub(crate) use self::postgres_feed::{Notice, PostgresFeed, RECREATED, Vitals};
 pub(crate) use self::postgres_server::{PoolOptions, connect as connect_postgres};
 pub(crate) use self::postgres_url::UrlError;
-pub(crate) use self::redis::{Cached, FillToken, Redis};
+pub(crate) use self::redis::{Cached, FillToken, Filled, Hit, Push, Redis};
 pub(crate) use self::secret_url::SecretUrl;
 
 /// Which store failed.
@@ -87,7 +92,7 @@ pub(crate) enum StoreError {
 }
 
 impl StoreError {
-    fn unavailable(store: StoreName, message: impl std::fmt::Display) -> Self {
+    pub(crate) fn unavailable(store: StoreName, message: impl std::fmt::Display) -> Self {
         Self::Unavailable { store, message: message.to_string() }
     }
 
@@ -109,6 +114,31 @@ impl StoreError {
             Self::Unavailable { store, .. } | Self::Unreadable { store, .. } | Self::Late { store, .. } => Some(*store),
             Self::Shed => None,
         }
+    }
+}
+
+/// A change of one licence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Change {
+    /// Whose licence.
+    pub(crate) tenant: TenantId,
+    /// The revision that it has now.
+    pub(crate) revision: i64,
+}
+
+impl FromStr for Change {
+    type Err = ();
+
+    /// From `{tenant}:{revision}`, as the triggers and the scripts write it.
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (tenant, revision) = text.split_once(':').ok_or(())?;
+        Ok(Self { tenant: tenant.parse().map_err(drop)?, revision: revision.parse().map_err(drop)? })
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.tenant, self.revision)
     }
 }
 
@@ -144,12 +174,16 @@ pub(crate) trait Source: Send + Sync {
     /// Which store it is.
     fn name(&self) -> StoreName;
 
+    /// Whether answers may come from a replica, which lags.
+    fn reads_replica(&self) -> bool {
+        false
+    }
+
     /// Give back what lies idle. Called every few seconds.
     fn close_idle(&self) {}
 
     /// The primary is known to have been at `position`: nothing that is older than that is an answer any more. An earlier
     /// position than one required before changes nothing.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the change feed, which knows positions"))]
     fn require(&self, position: Position) {
         // Only replicas are ever behind.
         let _ = position;
@@ -157,7 +191,6 @@ pub(crate) trait Source: Send + Sync {
 
     /// The primary is another one, whose log is not the former's: from now on nothing older than `position` is an answer,
     /// whatever was required before.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the change feed, which sees failovers"))]
     fn restart_from(&self, position: Position) {
         let _ = position;
     }

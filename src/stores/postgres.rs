@@ -5,10 +5,12 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use licensing::license::{License, LicenseRow, MAX_FEATURES_BYTES, Unreadable};
 use licensing::tenant::TenantId;
+use parking_lot::Mutex;
 use prometheus::IntCounter;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
@@ -37,6 +39,8 @@ struct Primary {
     /// Of the replica: while that is down, the primary is asked at once.
     replica: Arc<Breaker>,
     lagging: IntCounter,
+    /// When that position was last told to us, or asked for.
+    known_at: Mutex<Option<Instant>>,
 }
 
 /// A document larger than what is read is not sent over the wire: its size alone says what is wrong.
@@ -46,8 +50,10 @@ const LOAD: &str = "SELECT tenant_id, plan_tier::text, \
      valid_from, valid_until, coalesce(auto_renew, true), revision \
      FROM tenant_licenses WHERE tenant_id = ANY($1)";
 
-/// Whether there is a table to read and a right to read it.
-const PROBE: &str = "SELECT 1 FROM tenant_licenses LIMIT 1";
+/// Whether there is a table with the columns that [`LOAD`] names, and a right to read them. Asking whether a document is null
+/// does not fetch it.
+const PROBE: &str = "SELECT tenant_id, plan_tier, features IS NULL, usage_limits IS NULL, valid_from, valid_until, \
+     auto_renew, revision FROM tenant_licenses LIMIT 1";
 
 /// How far a server is, as [`Replayed::read`] reads it.
 const REPLAYED: &str = "SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text";
@@ -58,10 +64,14 @@ const PROBE_REPLICA: &str =
 
 /// Where the next record will begin, and not how far the log has been written: a commit that is not waited for
 /// (`synchronous_commit = off`) is seen before it is written.
-const PRIMARY_POSITION: &str = "SELECT pg_current_wal_insert_lsn()::text";
+pub(super) const PRIMARY_POSITION: &str =
+    "SELECT lsn::text, (pg_walfile_name_offset(lsn)).file_offset FROM pg_current_wal_insert_lsn() AS lsn";
 
 /// The share of the time that a replica may take: the rest is for asking the primary.
 const REPLICA_SHARE: u32 = 2;
+
+/// The share of the time that asking for the primary's position may take.
+const LEARNING_SHARE: u32 = 4;
 
 impl Postgres {
     /// Prepare pools. Nothing is connected yet. Licences are read from `reads`. If `primary` is another server, `reads` may
@@ -78,8 +88,8 @@ impl Postgres {
     ) -> Result<Self, UrlError> {
         let primary = primary.map(|url| {
             let server = Server::new(url, options)?;
-            let replica = Breaker::named("postgres replica");
-            Ok(Primary { server, floor: AtomicU64::new(0), replica, lagging })
+            let replica = Breaker::named("postgres replica", options.timeout);
+            Ok(Primary { server, floor: AtomicU64::new(0), replica, lagging, known_at: Mutex::default() })
         });
         Ok(Self { reads: Arc::new(Server::new(reads, options)?), primary: primary.transpose()?, options })
     }
@@ -88,12 +98,10 @@ impl Postgres {
     ///
     /// # Errors
     /// When the primary can't be asked, or is a standby.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the change feed"))]
-    pub(crate) async fn primary_position(&self) -> Result<Position, StoreError> {
+    async fn primary_position(&self, deadline: Instant) -> Result<Position, StoreError> {
         let server = self.primary.as_ref().map_or(&*self.reads, |primary| &primary.server);
-        let ask = async |client: &Client| client.query_typed_one(PRIMARY_POSITION, &[]).await?.try_get::<_, String>(0);
-        let text = server.run(self.deadline(), ask).await?;
-        text.parse().map_err(|error: InvalidPosition| unavailable(error.to_string()))
+        let row = server.run(deadline, async |client| client.query_typed_one(PRIMARY_POSITION, &[]).await).await?;
+        position(&row)
     }
 
     fn deadline(&self) -> Instant {
@@ -103,6 +111,7 @@ impl Postgres {
     /// Ask the replica, and the primary where it is behind or does not answer.
     async fn load_from_replica(&self, primary: &Primary, question: &Question) -> Result<Vec<Row>, StoreError> {
         let deadline = self.deadline();
+        self.learn_position(primary).await;
         let mut behind = None;
         if primary.replica.allows() {
             let share = deadline - self.options.timeout / REPLICA_SHARE;
@@ -123,6 +132,24 @@ impl Postgres {
             None => Err(error),
             Some((_, rows)) if primary.floor() == Position::default() => Ok(rows),
             Some((replayed, _)) => Err(left_behind(&error, replayed, primary.floor())),
+        }
+    }
+
+    /// A replica is held against where the primary was a moment ago. If no change feed says so, ask for it.
+    async fn learn_position(&self, primary: &Primary) {
+        const A_MOMENT: Duration = Duration::from_secs(2);
+        let now = Instant::now();
+        {
+            let mut known_at = primary.known_at.lock();
+            if known_at.is_some_and(|known_at| now < known_at + A_MOMENT) {
+                return;
+            }
+            // Whoever comes meanwhile does not ask as well.
+            *known_at = Some(now);
+        }
+        // If it does not answer, it commits nothing that we could know of; the time is wanted for the look-up.
+        if let Ok(position) = self.primary_position(now + self.options.timeout / LEARNING_SHARE).await {
+            self.require(position);
         }
     }
 
@@ -155,6 +182,14 @@ impl Postgres {
             (Err(error), None) => Err(error),
         }
     }
+}
+
+/// The first two columns of a row that begins as [`PRIMARY_POSITION`]'s.
+pub(super) fn position(row: &Row) -> Result<Position, StoreError> {
+    let column = |error: tokio_postgres::Error| failure(&error);
+    let (text, in_segment): (&str, i32) = (row.try_get(0).map_err(column)?, row.try_get(1).map_err(column)?);
+    let position: Position = text.parse().map_err(|error: InvalidPosition| unavailable(error.to_string()))?;
+    Ok(position.before_header(u64::from(in_segment.unsigned_abs())))
 }
 
 impl Primary {
@@ -284,13 +319,19 @@ impl Source for Postgres {
     fn require(&self, position: Position) {
         if let Some(primary) = &self.primary {
             primary.floor.fetch_max(position.bytes(), Ordering::AcqRel);
+            *primary.known_at.lock() = Some(Instant::now());
         }
     }
 
     fn restart_from(&self, position: Position) {
         if let Some(primary) = &self.primary {
             primary.floor.store(position.bytes(), Ordering::Release);
+            *primary.known_at.lock() = Some(Instant::now());
         }
+    }
+
+    fn reads_replica(&self) -> bool {
+        self.primary.is_some()
     }
 }
 
@@ -470,7 +511,7 @@ mod tests {
             ],
             REPLAYED => vec![in_recovery, position],
             PROBE_REPLICA => vec![in_recovery, position, int(1)],
-            PRIMARY_POSITION => vec![text("16/B374D848")],
+            PRIMARY_POSITION => vec![text("16/B374D848"), int(0x74_D848)],
             _ => vec![int(1)],
         };
         let count = u16::try_from(columns.len()).expect("few").to_be_bytes();
@@ -511,7 +552,14 @@ mod tests {
             let lagging = IntCounter::new("lagging", "lagging").expect("a counter");
             let postgres =
                 Postgres::new(&replica.url, Some(&primary.url), options(), lagging.clone()).expect("two good URLs");
-            Self { replica, primary, postgres, lagging }
+            let pair = Self { replica, primary, postgres, lagging };
+            pair.told(Instant::now() + Duration::from_hours(1));
+            pair
+        }
+
+        /// When the position was told: until shortly after that nobody asks for it.
+        fn told(&self, at: Instant) {
+            *self.postgres.primary.as_ref().expect("a pair").known_at.lock() = Some(at);
         }
     }
 
@@ -584,7 +632,22 @@ mod tests {
             }
             assert_eq!(revision(&pair.postgres).await, Ok(expected), "{act:?}");
         }
-        assert_eq!(pair.postgres.primary_position().await.map(|p| p.to_string()).ok().as_deref(), Some("16/B374D848"));
+    }
+
+    /// Without a change feed nobody tells where the primary is; then it is asked, every other second.
+    #[tokio::test]
+    async fn where_nobody_tells_the_position_it_is_asked_for() {
+        let pair = Pair::start().await;
+        pair.replica.state.lock().replayed = Some("0/20");
+        assert_eq!(revision(&pair.postgres).await, Ok(1), "as far as was told");
+        pair.told(Instant::now().checked_sub(Duration::from_secs(3)).expect("the machine is not that young"));
+        for _ in 0..5 {
+            assert_eq!(revision(&pair.postgres).await, Ok(2), "the replica is behind 16/B374D848");
+        }
+        let asked = pair.primary.asked();
+        assert_eq!(asked.iter().filter(|statement| *statement == PRIMARY_POSITION).count(), 1);
+        pair.replica.state.lock().replayed = Some("16/B374D848");
+        assert_eq!(revision(&pair.postgres).await, Ok(1));
     }
 
     /// The position is asked for before the rows, in one transaction; without a replica there is one statement, as ever.
@@ -648,6 +711,10 @@ mod tests {
         for error in [first, second, third] {
             assert!(matches!(error, StoreError::Late { .. }), "{error}");
         }
-        assert_eq!(played.state.lock().connections, 3, "the pool's two and one for all probes");
+        let connections = played.state.lock().connections;
+        assert!(
+            (3..=4).contains(&connections),
+            "{connections}: the pool's two, one for all probes, and one for who came last"
+        );
     }
 }

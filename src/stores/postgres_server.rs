@@ -12,14 +12,19 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Error, NoTls, Row};
+use tokio_postgres::tls::MakeTlsConnect;
+use tokio_postgres::{Client, Error, NoTls, Row, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::breaker::within;
 use super::postgres_url::{PostgresUrl, cause};
 use super::{SecretUrl, StoreError, StoreName, UrlError, tls};
 
 /// How long the connection for probes is kept after the last one: while probing goes on it is not opened anew each time.
 const PROBE_IDLE: Duration = Duration::from_secs(5);
+
+/// How many times as long as one query it may take to open the connection for probes.
+const PROBE_CONNECT_SHARE: u32 = 5;
 
 /// How the pool behaves.
 #[derive(Clone, Copy, Debug)]
@@ -86,6 +91,9 @@ impl Server {
             }
         };
         let client = match timeout_at(deadline, client).await {
+            Ok(Err(PoolError::Backend(error))) if error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS) => {
+                return self.run_on_spare(deadline, work, &error).await;
+            }
             Ok(client) => client.map_err(|error| pool_failure(&error))?,
             Err(_) => return Err(too_slow(allowed)),
         };
@@ -98,41 +106,67 @@ impl Server {
         }
     }
 
-    /// Run a query without parameters on the connection for probes, which is opened if it is not there, within
-    /// [`PoolOptions::timeout`].
+    /// Work on the connection for probes, if there is one: all that is left where the server takes no more connections. Else
+    /// probes would find it well for as long as nobody is answered.
+    async fn run_on_spare<T>(
+        &self,
+        deadline: Instant,
+        work: impl AsyncFnOnce(&Client) -> Result<T, Error>,
+        refused: &Error,
+    ) -> Result<T, StoreError> {
+        let allowed = deadline.saturating_duration_since(Instant::now());
+        let Ok(mut slot) = timeout_at(deadline, self.probe.lock()).await else { return Err(too_slow(allowed)) };
+        // If this ends early, the connection has been taken out, and is closed.
+        let Some(mut spare) = slot.take() else { return Err(failure(refused)) };
+        let done = timeout_at(deadline, work(&spare.client)).await.map_err(|_| too_slow(allowed))?;
+        spare.last_used = Instant::now();
+        *slot = (!spare.client.is_closed()).then_some(spare);
+        done.map_err(|error| failure(&error))
+    }
+
+    /// Run a query without parameters on the connection for probes, within [`PoolOptions::timeout`]. The connection is opened
+    /// if it is not there, which may take longer: that a server is slow to greet does not mean that it is slow to answer.
     ///
     /// # Errors
     /// As [`Server::run`].
     pub(super) async fn probe(&self, sql: &str) -> Result<Vec<Row>, StoreError> {
-        let deadline = Instant::now() + self.options.timeout;
-        let probe = async {
-            let mut slot = self.probe.lock().await;
-            // If this ends early, the connection has been taken out, and is closed.
-            if let Some(mut kept) = slot.take()
-                && let Ok(rows) = kept.client.query_typed(sql, &[]).await
-            {
-                kept.last_used = Instant::now();
-                *slot = Some(kept);
-                return Ok(rows);
-            }
-            // A kept connection that fails says nothing: the server may have been restarted since.
-            let fresh = match self.current.load_full().connector.connect().await {
-                // Whatever it is, another URL may be the end of it: a pooler says in its own way that a password is wrong.
-                Err(_) if self.renew() => self.current.load_full().connector.connect().await?,
-                connection => connection?,
-            };
-            let rows = fresh.client.query_typed(sql, &[]).await?;
-            *slot = Some(fresh);
-            Ok(rows)
-        };
-        match timeout_at(deadline, probe).await {
-            Ok(answer) => answer.map_err(|error| failure(&error)),
-            Err(_) => {
-                // A host that answers nobody may have been moved: that is for the next probe to see.
-                self.renew();
-                Err(too_slow(self.options.timeout))
+        let limit = self.options.timeout;
+        let mut slot = self.probe.lock().await;
+        // If this ends early, the connection has been taken out, and is closed.
+        if let Some(mut kept) = slot.take() {
+            match within(limit, kept.client.query_typed(sql, &[])).await {
+                Some(Ok(rows)) => {
+                    kept.last_used = Instant::now();
+                    *slot = Some(kept);
+                    return Ok(rows);
+                }
+                // A kept connection that fails says nothing: the server may have been restarted since.
+                Some(Err(_)) => {}
+                None => return Err(self.late_probe(limit)),
             }
         }
+        let connect = async {
+            match self.current.load_full().connector.connect().await {
+                // Whatever it is, another URL may be the end of it: a pooler says in its own way that a password is wrong.
+                Err(_) if self.renew() => self.current.load_full().connector.connect().await,
+                connection => connection,
+            }
+        };
+        let patience = limit * PROBE_CONNECT_SHARE;
+        let Some(fresh) = within(patience, connect).await else { return Err(self.late_probe(patience)) };
+        let fresh = fresh.map_err(|error| failure(&error))?;
+        let Some(rows) = within(limit, fresh.client.query_typed(sql, &[])).await else {
+            return Err(self.late_probe(limit));
+        };
+        let rows = rows.map_err(|error| failure(&error))?;
+        *slot = Some(fresh);
+        Ok(rows)
+    }
+
+    fn late_probe(&self, allowed: Duration) -> StoreError {
+        // A host that answers nobody may have been moved: that is for the next probe to see.
+        self.renew();
+        too_slow(allowed)
     }
 
     /// Read the URL's file again, where it came from one. True if it says another URL than before: new connections use that
@@ -174,16 +208,26 @@ impl Current {
 /// # Errors
 /// When the URL can't be used or the server can't be reached.
 pub(crate) async fn connect(url: &SecretString) -> Result<Client, StoreError> {
-    let url = PostgresUrl::from_str(url.expose_secret()).map_err(|error| unavailable(error.to_string()))?;
-    let tls = tls::client_config(url.verify, url.ca_file.as_deref()).map_err(unavailable)?;
-    let (client, connection) =
-        url.config.connect(MakeRustlsConnect::new(tls)).await.map_err(|error| failure(&error))?;
+    let (client, connection) = dial(url).await?;
     tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::warn!(%error, "a Postgres connection ended");
         }
     });
     Ok(client)
+}
+
+/// What a connection of [`dial`] runs on.
+type Link = tokio_postgres::Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>;
+
+/// A connection that is still to be driven.
+///
+/// # Errors
+/// As [`connect`].
+pub(super) async fn dial(url: &SecretString) -> Result<(Client, Link), StoreError> {
+    let url = PostgresUrl::from_str(url.expose_secret()).map_err(|error| unavailable(error.to_string()))?;
+    let tls = tls::client_config(url.verify, url.ca_file.as_deref()).map_err(unavailable)?;
+    url.config.connect(MakeRustlsConnect::new(tls)).await.map_err(|error| failure(&error))
 }
 
 /// A URL, made ready for connecting.

@@ -11,7 +11,7 @@ use crate::harness::proxy::{Ended, run_binary};
 use crate::harness::world::get;
 use crate::harness::{Proxy, World};
 
-const COMMANDS: [&str; 4] = ["serve", "demo", "check-config", "migrate"];
+const COMMANDS: [&str; 5] = ["serve", "demo", "relay", "check-config", "migrate"];
 
 /// A configuration in which nothing is doubtful.
 const GOOD: &str = "version: 1
@@ -111,10 +111,6 @@ async fn mistakes_are_located_and_exit_2() {
         ),
         (format!("{GOOD}version: 1\n"), "11:1: error: the key `version` stands here for the second time"),
         (format!("{GOOD}cors: {{ allow_origins: [] }}\n"), "11:1: error: cors: `cors` is not built in this version"),
-        (
-            GOOD.replace("postgres: {} }", "postgres: {} }, change_feed: listen"),
-            "6:52: error: licenses.change_feed: `listen` is not built in this version",
-        ),
         (GOOD.replace("version: 1", "version: 7"), "1:10: error: version: this program reads version 1"),
         (
             GOOD.replace("127.0.0.1:8000", "127.0.0.1:99999"),
@@ -274,7 +270,16 @@ async fn serve_refuses_before_it_binds() {
     let text = GOOD.replace("127.0.0.1:18080", &proxy).replace("127.0.0.1:19464", &ops);
     let good = Written::new(&text);
     let bad = Written::new(&text.replace("pro,", "a b,"));
+    let relayed = Written::new(&text.replace("postgres: {} }", "postgres: {} }, change_feed: redis"));
     let url = ("DATABASE_URL", "postgres://app:hunter2@127.0.0.1:1/main");
+    for (envs, says) in [
+        (&[url][..], "a relay needs DOTMAC_LICENSE_REDIS_URL or REDIS_URL"),
+        (&[("REDIS_URL", "redis://redis")], "a relay needs DOTMAC_LICENSE_DATABASE_URL or DATABASE_URL"),
+    ] {
+        let ended = relayed.run("relay", &[], envs).await;
+        assert_eq!(ended.status.code(), Some(2), "{envs:?}: {ended:?}");
+        assert!(ended.stderr.contains(says), "{says}: {ended:?}");
+    }
     for (written, envs, says) in [
         (&bad, &[url][..], "10:17: error: plans[0].name:"),
         (&good, &[], "neither DOTMAC_LICENSE_DATABASE_URL nor DATABASE_URL"),
@@ -283,6 +288,8 @@ async fn serve_refuses_before_it_binds() {
         (&good, &[url, ("REDIS_URL", "http://:hunter2@redis")], "edis"),
         (&good, &[url, ("CACHE_TTL", "soon")], "CACHE_TTL: expected seconds or a duration"),
         (&good, &[("DATABASE_URL_FILE", "/nonexistent")], "DATABASE_URL_FILE: /nonexistent can't be read"),
+        (&good, &[("LICENSE_DB_URL", url.1)], "licenses.change_feed is listen, but neither"),
+        (&relayed, &[url], "licenses.change_feed is redis, but neither"),
     ] {
         let ended = written.run("serve", &[], envs).await;
         assert_eq!(ended.status.code(), Some(2), "{envs:?}: {ended:?}");

@@ -129,6 +129,7 @@ impl License {
     /// The JSON of `license:{tenant}` in Redis, readable by people and other programs.
     pub fn to_json(&self) -> String {
         let cached = Cached {
+            revision: self.revision,
             tenant_id: self.tenant,
             plan: Arc::clone(&self.plan),
             features: self.features.iter().map(|feature| (feature.to_owned(), Value::Bool(true))).collect(),
@@ -136,7 +137,6 @@ impl License {
             valid_from: self.valid_from,
             valid_until: self.valid_until,
             auto_renew: self.auto_renew,
-            revision: self.revision,
         };
         serde_json::to_string(&cached).unwrap_or_default()
     }
@@ -226,6 +226,8 @@ impl<'a> FromIterator<&'a str> for Features {
 /// The members of `license:{tenant}`. Members that later versions add are passed over.
 #[derive(Serialize, Deserialize)]
 struct Cached {
+    /// First, where the scripts in Redis look for it.
+    revision: i64,
     tenant_id: TenantId,
     plan: Arc<str>,
     features: Map<String, Value>,
@@ -234,7 +236,6 @@ struct Cached {
     valid_from: Timestamp,
     valid_until: Timestamp,
     auto_renew: bool,
-    revision: i64,
 }
 
 fn object(column: &'static str, json: &str) -> Result<Map<String, Value>, Unreadable> {

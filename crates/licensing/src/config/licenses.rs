@@ -16,13 +16,13 @@ pub struct LicenseSettings {
     /// Redis, used where a URL for it is given in the environment.
     #[serde(default)]
     pub redis: RedisSettings,
-    /// How changes in Postgres are noticed. Default: none (as entries grow old).
+    /// How changes in Postgres are noticed. Default: listen.
     #[serde(default)]
     pub change_feed: ChangeFeed,
-    /// For how long an entry is kept in Redis and in memory. Default: 5m.
+    /// For how long an entry is kept in Redis and in memory while every change would be noticed. Default: 5m.
     #[serde(default = "ttl")]
     pub ttl: Duration,
-    /// After how long an entry is asked for again while no change feed is live and some store answers. Default: 60s.
+    /// After how long an entry is asked for again while changes may go unnoticed and some store answers. Default: 60s.
     #[serde(default = "revalidate_after")]
     pub revalidate_after: Duration,
     /// For how long after its last confirmation a licence is served while no store answers. Default: 24h.
@@ -72,26 +72,24 @@ pub struct FileSettings {
 }
 
 /// How Redis is used.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RedisSettings {
     /// A PEM file with the authorities that a rediss:// server's certificate is checked against. Default: the system's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
-    /// After how long an idle connection is closed. Default: 60s.
-    pub idle_timeout: Duration,
 }
 
 /// How changes in Postgres are noticed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ChangeFeed {
-    /// This process listens to Postgres itself.
+    /// This process listens to Postgres itself, on a connection of its own.
+    #[default]
     Listen,
-    /// A relay listens and tells by Redis.
+    /// A relay listens and tells everyone by way of Redis: for fleets in which each process can't have connections.
     Redis,
     /// They are not: entries grow old.
-    #[default]
     None,
 }
 
@@ -116,12 +114,6 @@ impl FileSettings {
 impl Default for PostgresSettings {
     fn default() -> Self {
         Self { max_connections: 4, idle_timeout: Duration::from_secs(60) }
-    }
-}
-
-impl Default for RedisSettings {
-    fn default() -> Self {
-        Self { ca_file: None, idle_timeout: Duration::from_secs(60) }
     }
 }
 

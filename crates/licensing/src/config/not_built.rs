@@ -7,14 +7,12 @@ use super::problem::{Collector, Place};
 pub(super) struct NotBuilt {
     /// The key; `[]` stands for every item of a list.
     pub(super) key: &'static str,
-    /// The values that are not built; empty if the key as such is not.
-    pub(super) values: &'static [&'static str],
     /// What it is for.
     pub(super) what: &'static str,
 }
 
 const fn key(key: &'static str, what: &'static str) -> NotBuilt {
-    NotBuilt { key, values: &[], what }
+    NotBuilt { key, what }
 }
 
 /// The one list of them.
@@ -22,11 +20,6 @@ pub(super) const NOT_BUILT: &[NotBuilt] = &[
     key("listen.admin", "the admin API"),
     key("tenant.sources[].jwt", "tenants from signed tokens"),
     key("tenant.sources[].host", "tenants from host names"),
-    NotBuilt {
-        key: "licenses.change_feed",
-        values: &["listen", "redis"],
-        what: "noticing changes in Postgres at once",
-    },
     key("routes.rules[].meter", "counting requests"),
     key("plans[].limits", "limits of use"),
     key("upgrade", "upgrades through the proxy"),
@@ -40,23 +33,15 @@ pub(super) const NOT_BUILT: &[NotBuilt] = &[
 
 /// Report every key and value in `tree` that is not built.
 pub(super) fn report(tree: &Node, problems: &mut Collector<'_>) {
-    for NotBuilt { key, values, what } in NOT_BUILT {
+    for NotBuilt { key, what } in NOT_BUILT {
         visit(tree, key, String::new(), tree.place, &mut |node, words, place| match &node.value {
             // A key without a value says nothing.
             Value::Null => {}
-            Value::Text(value) if values.contains(&value.as_str()) => {
-                problems.error(
-                    node.place,
-                    words,
-                    format!("`{value}` is not built in this version ({what}); remove the key"),
-                );
-            }
-            _ if values.is_empty() => {
+            _ => {
                 let name = words.rsplit('.').next().unwrap_or(&words);
                 let message = format!("`{name}` is not built in this version ({what}); remove the key");
                 problems.error(place, words, message);
             }
-            _ => {}
         });
     }
 }

@@ -12,14 +12,10 @@ use super::not_built::{NOT_BUILT, NotBuilt};
 pub fn schema() -> Value {
     let settings = SchemaSettings::draft07().with(|settings| settings.inline_subschemas = true);
     let mut schema = settings.into_generator().into_root_schema_for::<Config>().to_value();
-    for NotBuilt { key, values, .. } in NOT_BUILT {
-        let note = match values {
-            [] => "Not built in this version.".to_owned(),
-            values => format!("Not built in this version: {}.", values.join(", ")),
-        };
+    for NotBuilt { key, .. } in NOT_BUILT {
         if let Some(found) = find(&mut schema, &key.replace("[]", "")) {
             let description = found.get("description").and_then(Value::as_str).unwrap_or_default();
-            found["description"] = json!(format!("{description} {note}").trim());
+            found["description"] = json!(format!("{description} Not built in this version.").trim());
         }
     }
     schema

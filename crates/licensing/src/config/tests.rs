@@ -164,10 +164,10 @@ const CHANGES: &[Case] = &[
     ),
     (
         &[
-            "licenses: { source: { postgres: { max_connections: 0 } }, change_feed: redis, ttl: 10s, lookup_deadline: 0ms, memory_bytes: 1 }",
+            "licenses: { source: { postgres: { max_connections: 0 } }, change_feed: kafka, ttl: 10s, lookup_deadline: 0ms, memory_bytes: 1 }",
         ],
         &[
-            "5:72: error: licenses.change_feed: `redis` is not built in this version (noticing changes in Postgres at once); remove the key",
+            "5:72: error: licenses.change_feed: `kafka` is not known here; expected one of `listen`, `redis`, `none`",
             "5:125: error: licenses.memory_bytes: 1 has no unit: write a size as 1B, 1KiB, 1MiB or 1GiB",
         ],
     ),

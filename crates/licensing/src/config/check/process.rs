@@ -39,14 +39,13 @@ impl Checker<'_, '_> {
             LicenseSource::Postgres(postgres) => postgres.idle_timeout,
             LicenseSource::File(_) => Duration::from_secs(1),
         };
-        let zero_is_wrong: [(&[Step<'_>], Duration); 10] = [
+        let zero_is_wrong: [(&[Step<'_>], Duration); 9] = [
             (&at!["upstream", "connect_timeout"], upstream.connect_timeout),
             (&at!["upstream", "response_timeout"], upstream.response_timeout),
             (&at!["upstream", "idle_timeout"], upstream.idle_timeout),
             (&at!["licenses", "ttl"], licenses.ttl),
             (&at!["licenses", "revalidate_after"], licenses.revalidate_after),
             (&at!["licenses", "lookup_deadline"], licenses.lookup_deadline),
-            (&at!["licenses", "redis", "idle_timeout"], licenses.redis.idle_timeout),
             (&at!["licenses", "source", "postgres", "idle_timeout"], postgres_idle),
             (&at!["limits", "drain_timeout"], limits.drain_timeout),
             (&at!["shutdown", "timeout"], shutdown.timeout),

@@ -1,0 +1,20 @@
+//! `relay`: one change feed for a whole fleet.
+
+use clap::Args;
+
+use super::{ConfigFile, Failure, log_doubts, start_log};
+use crate::server::Relay;
+
+#[derive(Args)]
+pub(super) struct Options {
+    #[command(flatten)]
+    config: ConfigFile,
+}
+
+pub(super) fn run(options: &Options) -> Result<(), Failure> {
+    let settings = options.config.load()?;
+    start_log(settings.config.log.level.as_str());
+    log_doubts(&settings);
+    Relay::new(&settings).map_err(|error| Failure::Usage(format!("error: {error:#}")))?.run()?;
+    Ok(())
+}

@@ -1,0 +1,164 @@
+//! What is heard of changes, from the feed and from Redis, and what becomes of what was known.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use licensing::tenant::TenantId;
+
+use super::Licenses;
+use super::coverage::Channel;
+use super::pulse::{Beat, Heard, Sessions};
+use crate::metrics::ChangeKind;
+use crate::stores::Push;
+
+/// How far what lies in Redis is believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Trust {
+    /// As far as its age allows: nobody vouches for it.
+    ByAge,
+    /// It is current: a feed that misses nothing takes out what has changed.
+    Current,
+    /// Not at all: a change that was heard of may not have reached it.
+    Behind,
+}
+
+impl Licenses {
+    /// `tenant` has changed, to `revision` if that is known: what memory has, and what is being read, is in doubt. Answers
+    /// whether requests use it.
+    pub(super) fn doubt(&self, tenant: TenantId, revision: Option<i64>) -> bool {
+        let loading = self.loading.lock();
+        if let Some(flight) = loading.get(&tenant) {
+            flight.disturb(revision);
+        }
+        self.memory.doubt(&tenant, revision)
+    }
+
+    /// The same, and Redis knows too: whoever is in use is asked for at once.
+    pub(super) fn changed(self: &Arc<Self>, tenant: TenantId, revision: Option<i64>) {
+        if self.doubt(tenant, revision) && self.source_breaker.allows() {
+            drop(self.load(tenant, false));
+        }
+    }
+
+    /// Anything may have changed.
+    pub(super) fn everything_changed(&self) {
+        let loading = self.loading.lock();
+        loading.values().for_each(|flight| flight.disturb(None));
+        self.memory.doubt_everything();
+    }
+
+    /// Tenants that were unknown may have a licence now.
+    pub(super) fn tenants_added(&self) {
+        let loading = self.loading.lock();
+        loading.values().for_each(|flight| flight.disturb(None));
+        self.memory.forget_unknown();
+    }
+
+    /// The tables were dropped to turn licensing off, or are there again.
+    pub(super) fn turn(&self, off: bool) {
+        if self.off.swap(off, Ordering::Relaxed) == off {
+            return;
+        }
+        if off {
+            tracing::error!(
+                "LICENSING IS OFF: the tables tenant_licenses and feature_usage were dropped, or were created again and \
+                 hold no licence yet; every request is forwarded"
+            );
+        } else {
+            tracing::warn!("licensing is on again: tenant_licenses is there and holds licences");
+        }
+    }
+
+    /// What Redis tells without being asked.
+    pub(super) fn pushed(self: &Arc<Self>, push: Push) {
+        let now = Instant::now();
+        match push {
+            Push::Connected => {
+                self.coverage.begin(Channel::Redis, now);
+                tracing::info!("Redis tells of changes");
+            }
+            Push::Lost => {
+                self.coverage.lost(Channel::Redis);
+                self.relay_lost();
+                tracing::warn!("the connection to Redis is lost: changes there go unheard until it is back");
+            }
+            Push::Changed(tenant) => {
+                self.metrics.changes.of(ChangeKind::Key).inc();
+                self.changed(tenant, None);
+            }
+            Push::Flushed => {
+                self.metrics.changes.of(ChangeKind::Flush).inc();
+                self.everything_changed();
+                tracing::warn!("Redis was flushed: every licence is asked for again");
+            }
+            Push::Published(message) => match message.parse() {
+                Ok(heard) => self.heard(&heard, now),
+                Err(()) => tracing::warn!(message, "a message in a form that is not known was published"),
+            },
+        }
+    }
+
+    fn heard(self: &Arc<Self>, heard: &Heard, now: Instant) {
+        match heard {
+            Heard::Change(change) => {
+                self.metrics.changes.of(ChangeKind::License).inc();
+                self.changed(change.tenant, Some(change.revision));
+            }
+            Heard::Everything => {
+                self.metrics.changes.of(ChangeKind::Everything).inc();
+                self.everything_changed();
+                tracing::warn!("many licences changed at once: every licence is asked for again");
+            }
+            Heard::Added => {
+                self.metrics.changes.of(ChangeKind::Added).inc();
+                self.tenants_added();
+            }
+            Heard::Position(position) => self.source.require(*position),
+            Heard::Pulse(pulse) => {
+                let Some(relayed) = &self.relayed else { return };
+                if let Some(position) = pulse.position {
+                    self.source.require(position);
+                }
+                match relayed.lock().heard(&pulse.session, now) {
+                    Beat::Aside => return,
+                    Beat::Continues => {}
+                    Beat::Begins => {
+                        // After a failover the log may be shorter than the former primary's.
+                        if let Some(position) = pulse.position {
+                            self.source.restart_from(position);
+                        }
+                        self.coverage.begin(Channel::Feed, now);
+                        tracing::info!(session = pulse.session, "a relay tells of changes");
+                    }
+                }
+                self.coverage.heard(Channel::Feed, now);
+                self.trust(Trust::Current);
+                self.turn(pulse.off);
+            }
+        }
+    }
+
+    /// Messages were missed: what the relays have said since is unknown.
+    fn relay_lost(&self) {
+        if let Some(relayed) = &self.relayed {
+            *relayed.lock() = Sessions::default();
+            self.coverage.lost(Channel::Feed);
+        }
+    }
+
+    pub(super) fn trust(&self, trust: Trust) {
+        self.trust.store(trust as u8, Ordering::Release);
+    }
+
+    pub(super) fn trusted(&self, now: Instant) -> Trust {
+        const BEHIND: u8 = Trust::Behind as u8;
+        const CURRENT: u8 = Trust::Current as u8;
+        match self.trust.load(Ordering::Acquire) {
+            BEHIND => Trust::Behind,
+            CURRENT if self.coverage.live(now) => Trust::Current,
+            _ => Trust::ByAge,
+        }
+    }
+}
