@@ -1,9 +1,11 @@
 //! The proxy tested from outside: its real binary among real servers.
 
 mod cli;
+mod coherence;
 mod decisions;
 mod demo;
 mod failures;
+mod faults;
 mod forwarding;
 mod framing;
 mod harness;
