@@ -344,7 +344,7 @@ async fn behind_a_pooler_in_transaction_mode() {
     let mut worst = Duration::ZERO;
     while Instant::now() < end {
         assert_eq!(asker.ask(tenant).await.status, 200);
-        let (feed, _) = pooled.is_live().await;
+        let (feed, _) = pooled.proxy.is_live().await;
         assert!(!feed, "nothing arrives there, so it is not live");
         version += 1;
         let since = fleet.update(tenant, version).await;

@@ -221,16 +221,10 @@ impl Node {
         self.channels(Duration::from_secs(4), "down", |feed, redis| !(feed && redis)).await
     }
 
-    async fn is_live(&self) -> (bool, bool) {
-        let metrics = self.proxy.metrics().await;
-        let live = |channel| metrics.value("dotmac_change_feed_live", &[("channel", channel)]) == Some(1.0);
-        (live("feed"), live("redis"))
-    }
-
     async fn channels(&self, limit: Duration, what: &str, wanted: impl Fn(bool, bool) -> bool) -> Duration {
         let since = Instant::now();
         loop {
-            let (feed, redis) = self.is_live().await;
+            let (feed, redis) = self.proxy.is_live().await;
             if wanted(feed, redis) {
                 return since.elapsed();
             }

@@ -5,26 +5,12 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{LIVE_WITHIN, PROMISED};
+use super::PROMISED;
 use crate::harness::world::features_of;
 use crate::harness::{Proxy, ProxyBuilder, World, world};
 
 fn listening(builder: ProxyBuilder) -> ProxyBuilder {
     builder.set("/licenses/change_feed", "listen")
-}
-
-/// Waits until every channel of `proxy` is live.
-async fn live(proxy: &Proxy) {
-    let deadline = Instant::now() + LIVE_WITHIN;
-    loop {
-        let metrics = proxy.metrics().await;
-        let live = |channel| metrics.value("dotmac_change_feed_live", &[("channel", channel)]) == Some(1.0);
-        if live("feed") && live("redis") {
-            return;
-        }
-        assert!(Instant::now() < deadline, "the channels are not live:\n{}", proxy.stderr());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// Asks for `crm` until `proxy` answers `wanted`; how long that took from `since`.
@@ -59,7 +45,7 @@ async fn heard(proxy: &Proxy, kind: &str) -> f64 {
 #[tokio::test]
 async fn a_denial_from_memory_asks_redis_first() {
     let world = World::start_with(listening).await;
-    live(&world.proxy).await;
+    world.proxy.live().await;
     let tenant = world.tenant("starter").await;
     let deny = async || assert_eq!(world.get("/api/v1/crm", tenant).await.status, 402);
     deny().await;
@@ -90,7 +76,7 @@ async fn a_mass_update_acts_everywhere() {
     insert_many(&world, 3_000).await;
     let tenants = [world.tenant("starter").await, world.tenant("starter").await, world.tenant("starter").await];
     for proxy in [&world.proxy, &replica] {
-        live(proxy).await;
+        proxy.live().await;
         for tenant in tenants {
             assert_eq!(world::get(proxy, "/api/v1/crm", tenant).await.status, 402);
         }
@@ -116,7 +102,7 @@ async fn del_and_flushdb_reach_every_memory() {
     let replica = world.second_replica().await;
     let (one, other) = (world.tenant("starter").await, world.tenant("starter").await);
     for proxy in [&world.proxy, &replica] {
-        live(proxy).await;
+        proxy.live().await;
         for tenant in [one, other] {
             assert_eq!(world::get(proxy, "/api/v1/crm", tenant).await.status, 402);
         }
@@ -154,7 +140,7 @@ async fn another_table_in_its_place_is_noticed() {
     let replica = world.second_replica().await;
     let tenant = world.tenant("starter").await;
     for proxy in [&world.proxy, &replica] {
-        live(proxy).await;
+        proxy.live().await;
         assert_eq!(world::get(proxy, "/api/v1/crm", tenant).await.status, 402);
     }
     let swap = "BEGIN;
@@ -184,7 +170,7 @@ async fn dropping_the_tables_turns_licensing_off() {
     let tenant = world.tenant("starter").await;
     let proxies = [&world.proxy, &replica];
     for proxy in proxies {
-        live(proxy).await;
+        proxy.live().await;
         assert_eq!(world::get(proxy, "/api/v1/crm", tenant).await.status, 402);
         assert_eq!(proxy.metric("dotmac_licensing_off").await, 0.0);
     }
@@ -202,10 +188,10 @@ async fn dropping_the_tables_turns_licensing_off() {
     let restarted = world.second_replica().await;
     let migrated = world.builder.run(&["migrate"]).await;
     assert!(migrated.status.success(), "{}{}", migrated.stdout, migrated.stderr);
-    live(&restarted).await;
+    restarted.live().await;
     tokio::time::sleep(Duration::from_millis(2_500)).await;
     let restarted_later = world.second_replica().await;
-    live(&restarted_later).await;
+    restarted_later.live().await;
     for proxy in [&world.proxy, &replica, &restarted, &restarted_later] {
         assert_eq!(world::get(proxy, "/api/v1/crm", tenant).await.status, 200, "the table is empty: by mistake");
     }

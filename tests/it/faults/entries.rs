@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{count, listening, live};
+use super::{count, listening};
 use crate::harness::{Ask, Load, World};
 
 /// What makes a row unreadable.
@@ -64,7 +64,7 @@ async fn decided(world: &World, target: &str, tenant: Uuid, status: u16) -> Dura
 async fn rows_that_can_not_be_read() {
     let world = World::start_with(listening).await;
     world.database.execute(WITHOUT_CONSTRAINTS).await;
-    live(&world.proxy).await;
+    world.proxy.live().await;
     let (mut hot, mut cold) = (Vec::new(), Vec::new());
     for _ in BROKEN {
         hot.push(world.tenant("starter").await);
@@ -166,7 +166,7 @@ async fn a_broken_row_where_failures_deny() {
 #[tokio::test]
 async fn foreign_things_under_a_licence_key() {
     let world = World::start_with(listening).await;
-    live(&world.proxy).await;
+    world.proxy.live().await;
     let mut redis = world.redis.connect().await;
     let megabyte = "x".repeat(1 << 20);
     let in_use = world.tenant("starter").await;

@@ -6,7 +6,7 @@ use futures::future::join_all;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Tenants, count, listening, live, times};
+use super::{Tenants, count, listening, times};
 use crate::harness::{Ask, Load, Samples, World, world};
 
 /// 100,000 a minute, and a hundred a second of tenants in use.
@@ -99,7 +99,7 @@ impl Flood {
 async fn unknown_ids_by_the_thousand() {
     let world = World::start_with(listening).await;
     let tenants = Tenants::settle(&world, 1).await;
-    live(&world.proxy).await;
+    world.proxy.live().await;
     for tenant in tenants.starters.iter().chain(&tenants.professionals) {
         world.get("/api/v1/crm", *tenant).await;
     }
@@ -126,7 +126,7 @@ async fn unknown_ids_by_the_thousand() {
 async fn unknown_ids_while_postgres_is_slow() {
     let world = World::start_with(listening).await;
     let tenants = Tenants::settle(&world, 1).await;
-    live(&world.proxy).await;
+    world.proxy.live().await;
     for tenant in tenants.starters.iter().chain(&tenants.professionals) {
         world.get("/api/v1/crm", *tenant).await;
     }
@@ -147,7 +147,7 @@ async fn a_thousand_requests_of_one_cold_tenant() {
     let world = World::start_with(|builder| listening(builder).set("/licenses/lookup_deadline", "5s")).await;
     let replica = world.second_replica().await;
     for proxy in [&world.proxy, &replica] {
-        live(proxy).await;
+        proxy.live().await;
         world::get(proxy, "/api/v1/crm", world.tenant("starter").await).await;
     }
     for round in 0..3 {

@@ -8,7 +8,7 @@ mod renewal;
 mod start_and_end;
 mod stores;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 use uuid::Uuid;
@@ -78,21 +78,6 @@ impl Tenants {
 async fn breaker(proxy: &Proxy, store: &str) -> f64 {
     let state = proxy.metrics().await.value("dotmac_store_breaker_state", &[("store", store)]);
     state.expect("a breaker for each store")
-}
-
-async fn is_live(proxy: &Proxy) -> bool {
-    let metrics = proxy.metrics().await;
-    let live = |channel| metrics.value("dotmac_change_feed_live", &[("channel", channel)]) == Some(1.0);
-    live("feed") && live("redis")
-}
-
-/// Waits until changes are heard of.
-async fn live(proxy: &Proxy) {
-    let deadline = Instant::now() + 2 * RECOVERS_WITHIN;
-    while !is_live(proxy).await {
-        assert!(Instant::now() < deadline, "the channels are not live:\n{}", proxy.stderr());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// `p50/p99/max` in milliseconds.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{DEADLINE, RECOVERS_WITHIN, SLACK, listening, live};
+use super::{DEADLINE, RECOVERS_WITHIN, SLACK, listening};
 use crate::harness::{World, world};
 
 /// The answer and whether it was given for want of a licence.
@@ -28,7 +28,7 @@ async fn a_last_known_licence_has_an_end() {
                 .set("/licenses/stale_if_error", "4s")
         })
         .await;
-        live(&world.proxy).await;
+        world.proxy.live().await;
         let tenant = world.tenant("starter").await;
         assert_eq!(ask(&world, "/api/v1/crm", tenant).await, (402, None));
         world.redis_wire.cut().await;

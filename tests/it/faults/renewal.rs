@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use uuid::Uuid;
 
-use super::{count, listening, live};
+use super::{count, listening};
 use crate::harness::{Ask, Load, Proxy, World};
 
 async fn waited(proxy: &Proxy, log_before: usize, asked: usize) -> (usize, usize) {
@@ -41,7 +41,7 @@ async fn who_is_in_use_waits_for_no_store_again() {
             tenants.push(world.tenant("starter").await);
         }
         if feed == "listen" {
-            live(&world.proxy).await;
+            world.proxy.live().await;
             // Who came before the feed was in order with Redis is asked for again once.
             tokio::time::sleep(Duration::from_secs(4)).await;
         }
@@ -79,7 +79,7 @@ async fn two_replicas_renew() {
     }
     let mut loads = Vec::new();
     for proxy in [&world.proxy, &replica] {
-        live(proxy).await;
+        proxy.live().await;
     }
     tokio::time::sleep(Duration::from_secs(4)).await;
     world.postgres_wire.reset();

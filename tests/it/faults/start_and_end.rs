@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{DEADLINE, RECOVERS_WITHIN, SLACK, Tenants, listening, live, times};
+use super::{DEADLINE, RECOVERS_WITHIN, SLACK, Tenants, listening, times};
 use crate::harness::{Load, World, client, world};
 
 #[tokio::test]
@@ -40,7 +40,7 @@ async fn a_start_while_stores_are_down() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let decided = restored.elapsed();
-        live(&proxy).await;
+        proxy.live().await;
         let heard = restored.elapsed();
         while get("/readyz").await != 200 {
             assert!(restored.elapsed() < RECOVERS_WITHIN, "{what}: {}", proxy.stderr());
@@ -63,7 +63,7 @@ async fn an_end_under_load() {
     for frozen in [false, true] {
         let mut world = World::start_with(|builder| listening(builder).set("/shutdown/drain", "3s")).await;
         let tenants = Tenants::settle(&world, 1_000).await;
-        live(&world.proxy).await;
+        world.proxy.live().await;
         let load = Load::on(world.proxy.address()).rate(150).start(tenants.mixed());
         tokio::time::sleep(Duration::from_secs(1)).await;
         if frozen {

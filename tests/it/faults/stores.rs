@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::{DEADLINE, RECOVERS_WITHIN, SLACK, Tenants, breaker, count, is_live, listening, live, times};
+use super::{DEADLINE, RECOVERS_WITHIN, SLACK, Tenants, breaker, count, listening, times};
 use crate::harness::postgres::PASSWORD;
 use crate::harness::{Load, Postgres, World};
 
@@ -52,7 +52,7 @@ impl Siege {
         })
         .await;
         let tenants = Tenants::settle(&world, cold).await;
-        live(&world.proxy).await;
+        world.proxy.live().await;
         println!("{name}: p50/p99/max ms          before | the first 2 s | from then on | afterwards");
         let load = Load::on(world.proxy.address()).rate(120).start(tenants.mixed());
         tokio::time::sleep(Duration::from_secs(2)).await;
@@ -167,7 +167,7 @@ impl Siege {
             let closed = breaker(proxy, "postgres").await == 0.0 && breaker(proxy, "redis").await == 0.0;
             if closed && now - ended > STEADY && recent.keys().eq(&[402]) {
                 decided_after.get_or_insert(now - ended - STEADY);
-                if is_live(proxy).await {
+                if proxy.is_live().await == (true, true) {
                     break;
                 }
             }

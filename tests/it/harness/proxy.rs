@@ -149,6 +149,23 @@ impl Proxy {
         self.metrics().await.sum(name)
     }
 
+    /// Whether changes are heard of: by the feed from Postgres, and from Redis.
+    pub(crate) async fn is_live(&self) -> (bool, bool) {
+        let metrics = self.metrics().await;
+        let live = |channel| metrics.value("dotmac_change_feed_live", &[("channel", channel)]) == Some(1.0);
+        (live("feed"), live("redis"))
+    }
+
+    /// Waits until every change is heard of; how long that took.
+    pub(crate) async fn live(&self) -> Duration {
+        let begun = Instant::now();
+        while self.is_live().await != (true, true) {
+            assert!(begun.elapsed() < START_LIMIT, "the channels are not live:\n{}", self.stderr());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        begun.elapsed()
+    }
+
     /// The access log so far: every JSON line on standard output that has a `decision`.
     pub(crate) fn access_log(&self) -> Vec<Value> {
         let stdout = self.process.stdout();
