@@ -86,6 +86,20 @@ impl ConfigFile {
     fn load(&self) -> Result<Settings, Failure> {
         Ok(Settings::load(&self.config, &environment)?)
     }
+
+    /// The same for a program that stays: its log begins, with what is doubtful about the settings and what the environment
+    /// overrides.
+    fn load_and_log(&self) -> Result<Settings, Failure> {
+        let settings = self.load()?;
+        start_log(settings.config.log.level.as_str());
+        for warning in &settings.warnings {
+            tracing::warn!(%warning, "configuration");
+        }
+        for override_ in &settings.overrides {
+            tracing::info!(environment = override_, "the environment overrides the configuration");
+        }
+        Ok(settings)
+    }
 }
 
 impl From<SettingsError> for Failure {
@@ -97,16 +111,6 @@ impl From<SettingsError> for Failure {
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         Self::Failed(error)
-    }
-}
-
-/// Say in the log what is doubtful about the settings, and what the environment overrides.
-fn log_doubts(settings: &Settings) {
-    for warning in &settings.warnings {
-        tracing::warn!(%warning, "configuration");
-    }
-    for override_ in &settings.overrides {
-        tracing::info!(environment = override_, "the environment overrides the configuration");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{ConfigFile, Failure, log_doubts, start_log};
+use super::{ConfigFile, Failure};
 use crate::server::Assembly;
 
 #[derive(Args)]
@@ -12,9 +12,7 @@ pub(super) struct Options {
 }
 
 pub(super) fn run(options: &Options) -> Result<(), Failure> {
-    let settings = options.config.load()?;
-    start_log(settings.config.log.level.as_str());
-    log_doubts(&settings);
+    let settings = options.config.load_and_log()?;
     Assembly::new(settings).map_err(|error| Failure::Usage(format!("error: {error:#}")))?.run()?;
     Ok(())
 }

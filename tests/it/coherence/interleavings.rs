@@ -7,7 +7,8 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use uuid::Uuid;
 
-use super::{Asker, Fleet, Mode, REVALIDATE_AFTER, SLACK, seen};
+use super::{Asker, Fleet, Mode, Node, REVALIDATE_AFTER, SLACK, seen};
+use crate::harness::wire::Held;
 use crate::harness::{ProxyBuilder, Redis};
 
 /// Long enough for a look-up to be held while others go on.
@@ -77,6 +78,17 @@ enum Stall {
     Fill,
 }
 
+impl Stall {
+    /// Holds back the next reader of a licence at version 0.
+    fn hold(self, node: &Node) -> Held {
+        match self {
+            Stall::Answer => node.reads.hold_reply("WHERE tenant_id = ANY"),
+            // The fill is the only call that carries the licence.
+            Stall::Fill => node.redis.hold("\"plan\":\"p0\""),
+        }
+    }
+}
+
 /// A reader that has read the old row stalls, the change commits and is announced and seen, and the reader goes on.
 async fn late_fill(mode: Mode) {
     let redis = Redis::start().await;
@@ -93,11 +105,7 @@ async fn late_fill(mode: Mode) {
     for stall in [Stall::Answer, Stall::Fill] {
         for between in [Between::Nothing, Between::Flush, Between::Delete] {
             let tenant = fleet.tenant().await;
-            let held = match stall {
-                Stall::Answer => a.reads.hold_reply("WHERE tenant_id = ANY"),
-                // The fill is the only call that carries the licence.
-                Stall::Fill => a.redis.hold("\"plan\":\"p0\""),
-            };
+            let held = stall.hold(a);
             let mut asker = Asker::of(&a.proxy);
             let late = tokio::spawn(async move { asker.ask(tenant).await });
             held.reached().await;
@@ -151,10 +159,7 @@ async fn a_late_fill_of_a_reader_whose_feed_hangs() {
         a.live().await;
         a.in_order().await;
         a.feed.freeze();
-        let held = match stall {
-            Stall::Answer => a.reads.hold_reply("WHERE tenant_id = ANY"),
-            Stall::Fill => a.redis.hold("\"plan\":\"p0\""),
-        };
+        let held = stall.hold(a);
         let mut asker = Asker::of(&a.proxy);
         let late = tokio::spawn(async move { asker.ask(tenant).await });
         held.reached().await;
