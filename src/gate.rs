@@ -10,7 +10,7 @@ use licensing::enforcement::{Enforcement, Mode};
 use licensing::path::Target;
 use licensing::plans::Plans;
 use licensing::reason::Reason;
-use licensing::routes::{Access, Refusal, Route, Routes, Rule};
+use licensing::routes::{Access, Matched, Refusal, Route, Routes, Rule};
 use licensing::tenant::TenantId;
 use licensing::time::Timestamp;
 use smallvec::SmallVec;
@@ -42,6 +42,8 @@ pub(crate) struct Policy {
 pub(crate) struct RulePolicy {
     /// As the access log names it.
     pub label: Arc<str>,
+    /// Overrides the mode of [`Policy::enforcement`]; for whom it holds is the rollout's matter all the same.
+    pub mode: Option<Mode>,
     /// Overrides [`Policy::on_failure`].
     pub on_failure: Option<OnFailure>,
 }
@@ -93,85 +95,64 @@ pub(crate) struct Ruling {
 }
 
 /// How far a request has come.
-pub(crate) enum Step<'g> {
+pub(crate) enum Step<'p> {
     /// It is decided.
     Ruled(Ruling),
     /// The stores have to be asked first.
-    Ask(Question<'g>),
+    Ask(Question<'p>),
 }
 
 /// A request whose licence memory does not know.
-pub(crate) struct Question<'g> {
-    case: Case<'g>,
+pub(crate) struct Question<'p> {
+    case: Case<'p>,
     tenant: TenantId,
     /// Whether memory has an answer, a denial, that may be outdated.
     again: bool,
 }
 
+/// What a request comes to before its licence is known.
+enum Considered<'p> {
+    Ruled(Ruling),
+    NeedsLicense(Case<'p>, TenantId),
+}
+
 /// The gate.
 pub(crate) struct Gate {
-    policy: Policy,
     licenses: Arc<Licenses>,
     metrics: Arc<Metrics>,
 }
 
 impl Gate {
     /// Put it together.
-    pub(crate) fn new(policy: Policy, licenses: Arc<Licenses>, metrics: Arc<Metrics>) -> Self {
-        Self { policy, licenses, metrics }
-    }
-
-    /// What configuration says.
-    pub(crate) fn policy(&self) -> &Policy {
-        &self.policy
+    pub(crate) fn new(licenses: Arc<Licenses>, metrics: Arc<Metrics>) -> Self {
+        Self { licenses, metrics }
     }
 
     /// Decide on a request: its method, its raw target, and who it claims to come from. Nearly every request ends here,
     /// without waiting; where memory does not know the licence, the question is left for [`Gate::ask`].
-    pub(crate) fn rule<'g>(&'g self, method: &str, raw_target: &[u8], identity: Identity, now: Instant) -> Step<'g> {
-        let route = match Target::parse(raw_target) {
-            Ok(target) => self.policy.routes.route(method, &target),
-            Err(malformed) => Err(malformed.into()),
+    pub(crate) fn rule<'p>(
+        &self,
+        policy: &'p Policy,
+        method: &str,
+        raw_target: &[u8],
+        identity: Identity,
+        now: Instant,
+    ) -> Step<'p> {
+        let route = policy.route(method, raw_target);
+        let (case, tenant) = match self.consider(policy, route, identity, now) {
+            Considered::Ruled(ruling) => return Step::Ruled(self.count(ruling)),
+            Considered::NeedsLicense(case, tenant) => (case, tenant),
         };
-        let mode = match self.licenses.is_off() {
-            true => Mode::Off,
-            false => self.policy.enforcement.mode_for(identity.tenant().as_ref()),
+        self.metrics.cache_requests.inc();
+        let Some(look_up) = self.licenses.peek(tenant, now) else {
+            return Step::Ask(Question { case, tenant, again: false });
         };
-        let case = Case { mode, ..Case::of(identity, now) };
-        let route = match route {
-            Ok(_) if identity == Identity::Conflicting => return self.done(case, Need::Refused(Reason::TenantInvalid)),
-            Err(Refusal::Malformed(_)) => return self.done(case, Need::Refused(Reason::RequestMalformed)),
-            Err(Refusal::Ambiguous) => return self.done(case, Need::Refused(Reason::RequestAmbiguous)),
-            Ok(route) => route,
-        };
-        let rules = route.rules();
-        let rule = rules.first().map(|matched| &self.policy.rules[matched.index].label);
-        let case = Case { rule, ..case };
-        let need = match route {
-            Route::Denied(_) => return self.done(case, Need::Denied),
-            Route::Always(_) | Route::Unmatched => return self.done(case, Need::Nothing),
-            Route::Gated(rules) => rules,
-        };
-        let features = need.iter().filter_map(|matched| feature_of(matched.rule)).collect();
-        let allow_on_failure = need.iter().all(|matched| self.fails_open(matched.index));
-        let case = Case { features, allow_on_failure, ..case };
-        match identity {
-            Identity::Tenant(tenant) if mode != Mode::Off => {
-                self.metrics.cache_requests.inc();
-                let Some(look_up) = self.licenses.peek(tenant, now) else {
-                    return Step::Ask(Question { case, tenant, again: false });
-                };
-                let ruling = self.rule_on(&case, Some(look_up));
-                if ruling.outcome == Outcome::Denied
-                    && ruling.entry.as_ref().is_some_and(|entry| self.licenses.may_be_outdated(entry, now))
-                {
-                    return Step::Ask(Question { case, tenant, again: true });
-                }
-                self.metrics.cache_hits.inc();
-                Step::Ruled(self.count(ruling))
-            }
-            _ => Step::Ruled(self.count(self.rule_on(&case, None))),
+        let ruling = case.rule_on(Some(look_up));
+        if self.may_be_outdated(&ruling, now) {
+            return Step::Ask(Question { case, tenant, again: true });
         }
+        self.metrics.cache_hits.inc();
+        Step::Ruled(self.count(ruling))
     }
 
     /// Ask the stores, and decide.
@@ -184,80 +165,78 @@ impl Gate {
         if !asked_source {
             self.metrics.cache_hits.inc();
         }
-        self.count(self.rule_on(&case, Some(look_up)))
+        self.count(case.rule_on(Some(look_up)))
     }
 
-    /// The denial of a ruling, to be said.
-    pub(crate) fn denial<'a>(&self, ruling: &'a Ruling) -> Option<Denial<'a>> {
-        Some(Denial {
-            reason: ruling.reason?,
-            feature: ruling.feature.as_deref(),
-            license: ruling.entry.as_deref().map(|entry| &entry.license),
-        })
+    /// Decide as for a request, from beginning to end, and count nothing.
+    pub(crate) async fn try_out<'p>(
+        &self,
+        policy: &'p Policy,
+        route: Result<Route<'p>, Refusal>,
+        identity: Identity,
+    ) -> Ruling {
+        let now = Instant::now();
+        let (case, tenant) = match self.consider(policy, route, identity, now) {
+            Considered::Ruled(ruling) => return ruling,
+            Considered::NeedsLicense(case, tenant) => (case, tenant),
+        };
+        let ruling = match self.licenses.peek(tenant, now) {
+            Some(look_up) => case.rule_on(Some(look_up)),
+            None => return case.rule_on(Some(self.licenses.ask(tenant).await.0)),
+        };
+        match self.may_be_outdated(&ruling, now) {
+            true => case.rule_on(Some(self.licenses.ask_again(tenant).await.0)),
+            false => ruling,
+        }
     }
 
     /// A request whose headers alone are reason enough to refuse it, in any mode: framing is not a matter of licences.
-    pub(crate) fn refuse_framing(&self, now: Instant) -> Ruling {
-        let case = Case { mode: Mode::Enforce, ..Case::of(Identity::Missing, now) };
-        self.count(self.conclude(&case, Need::Refused(Reason::RequestMalformed), None))
+    pub(crate) fn refuse_framing(&self, policy: &Policy, now: Instant) -> Ruling {
+        let case = Case { mode: Mode::Enforce, ..Case::of(policy, Identity::Missing, now) };
+        self.count(case.conclude(Need::Refused(Reason::RequestMalformed), None))
     }
 
-    fn done<'g>(&self, case: Case<'g>, need: Need<'_>) -> Step<'g> {
-        Step::Ruled(self.count(self.conclude(&case, need, None)))
-    }
-
-    /// Decide on a route that needs features.
-    fn rule_on<'g>(&self, case: &Case<'g>, look_up: Option<LookUp>) -> Ruling {
-        let names: SmallVec<[&'g str; 1]> = case.features.iter().copied().map(|feature| &**feature).collect();
-        self.conclude(case, Need::Features(&names), look_up)
-    }
-
-    fn fails_open(&self, rule: usize) -> bool {
-        self.policy.rules[rule].on_failure.unwrap_or(self.policy.on_failure) == OnFailure::Allow
-    }
-
-    /// Decide, and put down all that is known.
-    fn conclude(&self, case: &Case<'_>, need: Need<'_>, look_up: Option<LookUp>) -> Ruling {
-        let LookUp { found, layer } = look_up.unwrap_or(LookUp { found: Found::Nothing, layer: None });
-        let stale = matches!(found, Found::Stale(_));
-        let (entry, failed) = match found {
-            Found::License(entry) | Found::Stale(entry) => (Some(entry), None),
-            Found::Nothing => (None, None),
-            // Without a confirmed outage nothing opens: otherwise a client could open the gate by being slow.
-            Found::Failed { certain } => (None, Some(certain && case.allow_on_failure)),
+    /// As far as it goes without a licence.
+    fn consider<'p>(
+        &self,
+        policy: &'p Policy,
+        route: Result<Route<'p>, Refusal>,
+        identity: Identity,
+        now: Instant,
+    ) -> Considered<'p> {
+        let rules = route.as_ref().map(Route::rules).unwrap_or_default();
+        let mode = match self.licenses.is_off() {
+            true => Mode::Off,
+            false => policy.mode_for(rules, identity.tenant().as_ref()),
         };
-        let standing = match (case.identity, &entry, failed) {
-            (Identity::Missing, ..) => Standing::NoTenant { allow: self.policy.without_tenant },
-            (Identity::Invalid | Identity::Conflicting, ..) => Standing::InvalidTenant,
-            (Identity::Tenant(_), Some(entry), _) => Standing::Licensed(&entry.license),
-            (Identity::Tenant(_), None, Some(allow)) => Standing::Unknown { allow },
-            (Identity::Tenant(_), None, None) => Standing::Unlicensed,
+        let case = Case { mode, ..Case::of(policy, identity, now) };
+        let ruled = |case: Case<'_>, need| Considered::Ruled(case.conclude(need, None));
+        let route = match route {
+            Ok(_) if identity == Identity::Conflicting => return ruled(case, Need::Refused(Reason::TenantInvalid)),
+            Err(Refusal::Malformed(_)) => return ruled(case, Need::Refused(Reason::RequestMalformed)),
+            Err(Refusal::Ambiguous) => return ruled(case, Need::Refused(Reason::RequestAmbiguous)),
+            Ok(route) => route,
         };
-        let decision = decide(need, standing, case.mode, self.policy.grace, wall_clock());
-        let failed_open = matches!((&decision, failed), (Decision::Allow { .. }, Some(true)));
-        let (outcome, denial, grace_until) = match decision {
-            Decision::Allow { grace_until } if failed_open => (Outcome::FailedOpen, None, grace_until),
-            Decision::Allow { grace_until } if case.features.is_empty() => (Outcome::Open, None, grace_until),
-            Decision::Allow { grace_until } => (Outcome::Allowed, None, grace_until),
-            Decision::Shadow(denial) => (Outcome::Shadowed, Some(denial), None),
-            Decision::Deny(denial) => (Outcome::Denied, Some(denial), None),
+        let rule = route.rules().first().map(|matched| &policy.rules[matched.index].label);
+        let case = Case { rule, ..case };
+        let need = match route {
+            Route::Denied(_) => return ruled(case, Need::Denied),
+            Route::Always(_) | Route::Unmatched => return ruled(case, Need::Nothing),
+            Route::Gated(rules) => rules,
         };
-        let named = denial.and_then(|denial| denial.feature);
-        let feature = case.features.iter().find(|feature| named.is_none_or(|named| ****feature == *named));
-        Ruling {
-            permit: (outcome != Outcome::Denied).then_some(Permit(())),
-            outcome,
-            reason: denial.map(|denial| denial.reason),
-            feature: feature.map(|feature| Arc::clone(feature)),
-            rule: case.rule.map(Arc::clone),
-            age: entry.as_ref().map(|entry| entry.age(case.begun)),
-            layer,
-            fallback: if failed_open { Some("open") } else { stale.then_some("stale") },
-            grace_until,
-            mode: case.mode,
-            took: case.begun.elapsed(),
-            entry,
+        let features = need.iter().filter_map(|matched| feature_of(matched.rule)).collect();
+        let allow_on_failure = need.iter().all(|matched| policy.fails_open(matched.index));
+        let case = Case { features, allow_on_failure, ..case };
+        match identity {
+            Identity::Tenant(tenant) if mode != Mode::Off => Considered::NeedsLicense(case, tenant),
+            _ => Considered::Ruled(case.rule_on(None)),
         }
+    }
+
+    /// Whether memory denies what Redis may know to be allowed by now.
+    fn may_be_outdated(&self, ruling: &Ruling, now: Instant) -> bool {
+        ruling.outcome == Outcome::Denied
+            && ruling.entry.as_ref().is_some_and(|entry| self.licenses.may_be_outdated(entry, now))
     }
 
     fn count(&self, ruling: Ruling) -> Ruling {
@@ -284,6 +263,37 @@ impl Gate {
     }
 }
 
+impl Policy {
+    /// What a request falls under.
+    ///
+    /// # Errors
+    /// When its target is refused before any rule is looked for.
+    pub(crate) fn route(&self, method: &str, raw_target: &[u8]) -> Result<Route<'_>, Refusal> {
+        self.routes.route(method, &Target::parse(raw_target)?)
+    }
+
+    /// The mode for what falls under `rules`: of several the strictest, as with the rules themselves.
+    pub(crate) fn mode_for(&self, rules: &[Matched<'_>], tenant: Option<&TenantId>) -> Mode {
+        let modes = rules.iter().map(|matched| self.enforcement.mode_for(self.rules[matched.index].mode, tenant));
+        modes.max().unwrap_or_else(|| self.enforcement.mode_for(None, tenant))
+    }
+
+    fn fails_open(&self, rule: usize) -> bool {
+        self.rules[rule].on_failure.unwrap_or(self.on_failure) == OnFailure::Allow
+    }
+}
+
+impl Ruling {
+    /// The denial, to be said.
+    pub(crate) fn denial(&self) -> Option<Denial<'_>> {
+        Some(Denial {
+            reason: self.reason?,
+            feature: self.feature.as_deref(),
+            license: self.entry.as_deref().map(|entry| &entry.license),
+        })
+    }
+}
+
 impl Identity {
     fn tenant(self) -> Option<TenantId> {
         match self {
@@ -294,18 +304,70 @@ impl Identity {
 }
 
 /// What is known of a request before its licence.
-struct Case<'g> {
+struct Case<'p> {
+    policy: &'p Policy,
     identity: Identity,
     mode: Mode,
-    rule: Option<&'g Arc<str>>,
-    features: SmallVec<[&'g Arc<str>; 1]>,
+    rule: Option<&'p Arc<str>>,
+    features: SmallVec<[&'p Arc<str>; 1]>,
     allow_on_failure: bool,
     begun: Instant,
 }
 
-impl Case<'_> {
-    fn of(identity: Identity, begun: Instant) -> Self {
-        Self { identity, mode: Mode::Enforce, rule: None, features: SmallVec::new(), allow_on_failure: false, begun }
+impl<'p> Case<'p> {
+    fn of(policy: &'p Policy, identity: Identity, begun: Instant) -> Self {
+        let features = SmallVec::new();
+        Self { policy, identity, mode: Mode::Enforce, rule: None, features, allow_on_failure: false, begun }
+    }
+
+    /// Decide on a route that needs features.
+    fn rule_on(&self, look_up: Option<LookUp>) -> Ruling {
+        let names: SmallVec<[&str; 1]> = self.features.iter().copied().map(|feature| &**feature).collect();
+        self.conclude(Need::Features(&names), look_up)
+    }
+
+    /// Decide, and put down all that is known.
+    fn conclude(&self, need: Need<'_>, look_up: Option<LookUp>) -> Ruling {
+        let LookUp { found, layer } = look_up.unwrap_or(LookUp { found: Found::Nothing, layer: None });
+        let stale = matches!(found, Found::Stale(_));
+        let (entry, failed) = match found {
+            Found::License(entry) | Found::Stale(entry) => (Some(entry), None),
+            Found::Nothing => (None, None),
+            // Without a confirmed outage nothing opens: otherwise a client could open the gate by being slow.
+            Found::Failed { certain } => (None, Some(certain && self.allow_on_failure)),
+        };
+        let standing = match (self.identity, &entry, failed) {
+            (Identity::Missing, ..) => Standing::NoTenant { allow: self.policy.without_tenant },
+            (Identity::Invalid | Identity::Conflicting, ..) => Standing::InvalidTenant,
+            (Identity::Tenant(_), Some(entry), _) => Standing::Licensed(&entry.license),
+            (Identity::Tenant(_), None, Some(allow)) => Standing::Unknown { allow },
+            (Identity::Tenant(_), None, None) => Standing::Unlicensed,
+        };
+        let decision = decide(need, standing, self.mode, self.policy.grace, wall_clock());
+        let failed_open = matches!((&decision, failed), (Decision::Allow { .. }, Some(true)));
+        let (outcome, denial, grace_until) = match decision {
+            Decision::Allow { grace_until } if failed_open => (Outcome::FailedOpen, None, grace_until),
+            Decision::Allow { grace_until } if self.features.is_empty() => (Outcome::Open, None, grace_until),
+            Decision::Allow { grace_until } => (Outcome::Allowed, None, grace_until),
+            Decision::Shadow(denial) => (Outcome::Shadowed, Some(denial), None),
+            Decision::Deny(denial) => (Outcome::Denied, Some(denial), None),
+        };
+        let named = denial.and_then(|denial| denial.feature);
+        let feature = self.features.iter().find(|feature| named.is_none_or(|named| ****feature == *named));
+        Ruling {
+            permit: (outcome != Outcome::Denied).then_some(Permit(())),
+            outcome,
+            reason: denial.map(|denial| denial.reason),
+            feature: feature.map(|feature| Arc::clone(feature)),
+            rule: self.rule.map(Arc::clone),
+            age: entry.as_ref().map(|entry| entry.age(self.begun)),
+            layer,
+            fallback: if failed_open { Some("open") } else { stale.then_some("stale") },
+            grace_until,
+            mode: self.mode,
+            took: self.begun.elapsed(),
+            entry,
+        }
     }
 }
 

@@ -12,6 +12,7 @@ mod licenses;
 mod metrics;
 mod migrations;
 mod proxy;
+mod reload;
 mod server;
 mod settings;
 mod stores;

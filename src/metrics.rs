@@ -72,6 +72,31 @@ impl ChangeKind {
     }
 }
 
+/// What became of reading the configuration again, as the label `outcome` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum ReloadOutcome {
+    /// It has changed and is in use.
+    Applied,
+    /// It is as it was.
+    Unchanged,
+    /// It can't be used; what was in use stays.
+    Refused,
+}
+
+impl ReloadOutcome {
+    /// Every outcome.
+    pub(crate) const ALL: [Self; 3] = [Self::Applied, Self::Unchanged, Self::Refused];
+
+    /// As metrics write it.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Applied => "applied",
+            Self::Unchanged => "unchanged",
+            Self::Refused => "refused",
+        }
+    }
+}
+
 /// One counter for each member of a closed set, found without a look-up.
 pub(crate) struct CounterSet<K: 'static>(Vec<(K, IntCounter)>);
 
@@ -124,6 +149,11 @@ pub(crate) struct Metrics {
     pub upstream_errors: IntCounter,
     /// Changes heard of, by kind.
     pub changes: CounterSet<ChangeKind>,
+    /// Whether the configuration holds what takes effect only when the process is started again.
+    pub restart_required: IntGauge,
+    reloads: CounterSet<ReloadOutcome>,
+    reload_refused: IntGauge,
+    info: IntGaugeVec,
     breaker_state: IntGaugeVec,
     live: IntGaugeVec,
     off: IntGauge,
@@ -153,13 +183,6 @@ impl Metrics {
             "Requests that would have been denied if their tenant were enforced.",
             &["feature", "reason"],
         )?;
-        for feature in features.iter().copied().chain([""]) {
-            for reason in Reason::ALL {
-                denials.with_label_values(&[feature, reason.name()]);
-                shadow_denials.with_label_values(&[feature, reason.name()]);
-            }
-        }
-
         let look_ups =
             counters(r, "dotmac_license_lookups_total", "Feature look-ups, by the layer that answered.", &["layer"])?;
         let decisions = counters(r, "dotmac_decisions_total", "Requests, by what became of them.", &["outcome"])?;
@@ -183,9 +206,14 @@ impl Metrics {
             "Always 1; its labels say what is running.",
             &["version", "mode", "config_hash"],
         )?;
-        info.with_label_values(&[env!("CARGO_PKG_VERSION"), mode.as_str(), config_hash]).set(1);
+        let reloads = counters(
+            r,
+            "dotmac_config_reloads_total",
+            "How often the configuration was read again, by what became of it.",
+            &["outcome"],
+        )?;
 
-        Ok(Self {
+        let metrics = Self {
             cache_hits: counter(
                 r,
                 "dotmac_license_cache_hits",
@@ -251,12 +279,44 @@ impl Metrics {
                 "1 while nothing is enforced, since the tables were dropped or hold nothing since they were created again.",
             )?,
             changes: CounterSet::new(&changes, &ChangeKind::ALL, ChangeKind::as_str),
+            restart_required: gauge(
+                r,
+                "dotmac_config_restart_required",
+                "1 if the configuration has changed in what takes effect only when the process is started again.",
+            )?,
+            reloads: CounterSet::new(&reloads, &ReloadOutcome::ALL, ReloadOutcome::as_str),
+            reload_refused: gauge(
+                r,
+                "dotmac_config_refused",
+                "1 while the configuration as it was last read can't be used, so that an earlier one is.",
+            )?,
+            info,
             live,
             breaker_state,
             denials,
             shadow_denials,
             registry,
-        })
+        };
+        metrics.describe(features, mode, config_hash);
+        Ok(metrics)
+    }
+
+    /// Another configuration is in use. What counts its features is there at zero.
+    pub(crate) fn describe(&self, features: &[&str], mode: Mode, config_hash: &str) {
+        for feature in features.iter().copied().chain([""]) {
+            for reason in Reason::ALL {
+                self.denials.with_label_values(&[feature, reason.name()]);
+                self.shadow_denials.with_label_values(&[feature, reason.name()]);
+            }
+        }
+        self.info.reset();
+        self.info.with_label_values(&[env!("CARGO_PKG_VERSION"), mode.as_str(), config_hash]).set(1);
+    }
+
+    /// The configuration was read again.
+    pub(crate) fn reloaded(&self, outcome: ReloadOutcome) {
+        self.reloads.of(outcome).inc();
+        self.reload_refused.set(i64::from(outcome == ReloadOutcome::Refused));
     }
 
     /// Count a denial that was answered. `feature` is empty where none is concerned.

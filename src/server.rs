@@ -1,31 +1,30 @@
 //! The only place where parts are put together: stores, look-up, gate, listeners, and their end.
 
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use axum::Router;
-use licensing::answer::Answers;
-use licensing::config::{Address, ChangeFeed, Config, LicenseSource, Missing, UpstreamAddress};
-use licensing::routes::Routes;
+use licensing::config::{Address, ChangeFeed, Config, LicenseSource};
 use pingora::apps::HttpServerOptions;
 use pingora::proxy::http_proxy;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
 use pingora::services::listening::Service;
-use pingora::upstreams::peer::HttpPeer;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::access_log::AccessLog;
 use crate::api::ops::{self, Ops};
-use crate::gate::{Gate, Policy, RulePolicy};
+use crate::gate::Gate;
 use crate::licenses::{Feed, Freshness, Licenses};
 use crate::metrics::Metrics;
-use crate::proxy::{Connections, DrainBounds, Intake, Proxy, Upstream};
+use crate::proxy::{Connections, Proxy, Snapshot, Snapshots};
+use crate::reload::Reload;
 use crate::settings::Settings;
 use crate::stores::{FileSource, PoolOptions, Postgres, Redis, Source};
 
@@ -39,6 +38,7 @@ pub(crate) struct Assembly {
     licenses: Arc<Licenses>,
     feed: Option<Arc<Feed>>,
     gate: Arc<Gate>,
+    snapshots: Snapshots,
     metrics: Arc<Metrics>,
     draining: Arc<AtomicBool>,
 }
@@ -73,7 +73,7 @@ impl Assembly {
             .enable_all()
             .build()
             .context("the runtime can't be started")?;
-        let policy = policy(config)?;
+        let snapshots = Arc::new(ArcSwap::from_pointee(Snapshot::of(&settings)?));
         let redis = redis(&settings)?;
         let change_feed = match config.licenses.source {
             LicenseSource::Postgres(_) => config.licenses.change_feed,
@@ -93,8 +93,17 @@ impl Assembly {
             ),
             (ChangeFeed::Redis | ChangeFeed::None, _) => None,
         };
-        let gate = Arc::new(Gate::new(policy, Arc::clone(&licenses), Arc::clone(&metrics)));
-        Ok(Self { settings, runtime, licenses, feed: feed.map(Arc::new), gate, metrics, draining: Arc::default() })
+        let gate = Arc::new(Gate::new(Arc::clone(&licenses), Arc::clone(&metrics)));
+        Ok(Self {
+            settings,
+            runtime,
+            licenses,
+            feed: feed.map(Arc::new),
+            gate,
+            snapshots,
+            metrics,
+            draining: Arc::default(),
+        })
     }
 
     /// The runtime for what runs beside the proxy.
@@ -123,7 +132,7 @@ impl Assembly {
         };
         let mut server = Server::new_with_opt_and_conf(None, server_conf(config));
         server.bootstrap();
-        let mut service = self.proxy_service(&server, access_log.clone())?;
+        let mut service = self.proxy_service(&server, access_log.clone());
         match &config.listen.proxy {
             Address::Tcp(address) => service.add_tcp(&address.to_string()),
             Address::Unix(path) => service.add_uds(&path.to_string_lossy(), None),
@@ -141,6 +150,7 @@ impl Assembly {
             "serving"
         );
         let shutdown_signal = Box::new(Signals { draining: self.draining, drain });
+        self.runtime.spawn(Reload::new(self.settings, self.snapshots, self.metrics).run());
         server.run(RunArgs { shutdown_signal });
         Ok(())
     }
@@ -155,25 +165,19 @@ impl Assembly {
         serve_ops(&self.runtime, &self.settings.config.listen.ops, router)
     }
 
-    fn proxy_service(&self, server: &Server, access_log: Option<AccessLog>) -> anyhow::Result<Service<Connections>> {
-        let config = &self.settings.config;
-        let drain = DrainBounds { bytes: config.limits.drain_bytes.bytes(), time: config.limits.drain_timeout.get() };
+    fn proxy_service(&self, server: &Server, access_log: Option<AccessLog>) -> Service<Connections> {
         let proxy = Proxy {
             gate: Arc::clone(&self.gate),
             metrics: Arc::clone(&self.metrics),
-            intake: Intake::new(config),
-            upstream: Upstream::new(upstream(config)?),
-            drain,
+            snapshots: Arc::clone(&self.snapshots),
             access_log,
-            log_raw_target: config.log.raw_target,
-            config_hash: self.settings.config_hash(),
             draining: Arc::clone(&self.draining),
         };
         let mut proxy = http_proxy(&server.configuration, proxy);
         let mut options = HttpServerOptions::default();
         options.h2c = true;
         proxy.server_options = Some(options);
-        Ok(Service::new("proxy".to_owned(), Connections::new(proxy)))
+        Service::new("proxy".to_owned(), Connections::new(proxy))
     }
 }
 
@@ -253,33 +257,10 @@ impl Relay {
     }
 }
 
-/// The rules, plans and templates of a configuration, compiled.
-///
-/// # Errors
-/// When the rules contradict each other.
-pub(crate) fn policy(config: &Config) -> anyhow::Result<Policy> {
-    let rules: Vec<_> = config.routes.rules.iter().map(|rule| rule.rule()).collect();
-    let policies = rules.iter().zip(&config.routes.rules);
-    let policies =
-        policies.map(|(rule, settings)| RulePolicy { label: rule.to_string().into(), on_failure: settings.on_failure });
-    Ok(Policy {
-        rules: policies.collect(),
-        routes: Routes::try_new(rules, config.routes.options()).map_err(|error| anyhow!("routes: {error}"))?,
-        plans: licensing::config::PlanSettings::plans(&config.plans),
-        enforcement: config.enforcement.enforcement(),
-        answers: Answers::new(config.deny.upgrade_url.clone(), config.deny.status.clone()),
-        grace: config.licenses.grace.get(),
-        on_failure: config.licenses.on_failure,
-        without_tenant: config.tenant.missing == Missing::Allow,
-    })
-}
-
 fn metrics(settings: &Settings) -> anyhow::Result<Arc<Metrics>> {
     let config = &settings.config;
-    let mut features: Vec<&str> = config.routes.rules.iter().filter_map(|r| Some(r.feature()?.as_str())).collect();
-    features.sort_unstable();
-    features.dedup();
-    Ok(Arc::new(Metrics::new(&features, config.enforcement.mode, &settings.config_hash()).context("metrics")?))
+    let (features, mode) = (config.gated_features(), config.enforcement.mode);
+    Ok(Arc::new(Metrics::new(&features, mode, &settings.config_hash()).context("metrics")?))
 }
 
 fn source(settings: &Settings, metrics: &Metrics) -> anyhow::Result<Arc<dyn Source>> {
@@ -329,27 +310,6 @@ fn freshness(config: &Config) -> Freshness {
         deadline: licenses.lookup_deadline.get(),
         memory_bytes: licenses.memory_bytes.bytes(),
     }
-}
-
-fn upstream(config: &Config) -> anyhow::Result<HttpPeer> {
-    let upstream = &config.upstream;
-    let mut peer = match &upstream.address {
-        UpstreamAddress::Unix(path) => HttpPeer::new_uds(&path.to_string_lossy(), false, String::new())
-            .map_err(|error| anyhow!("upstream.address: {error}"))?,
-        UpstreamAddress::Tcp { .. } => {
-            let address = upstream.address.to_string();
-            let resolved: Option<SocketAddr> =
-                address.to_socket_addrs().with_context(|| format!("upstream.address {address}"))?.next();
-            let Some(resolved) = resolved else { bail!("upstream.address {address} has no address") };
-            HttpPeer::new(resolved, false, String::new())
-        }
-    };
-    peer.options.connection_timeout = Some(upstream.connect_timeout.get());
-    peer.options.total_connection_timeout = Some(upstream.connect_timeout.get());
-    peer.options.read_timeout = Some(upstream.response_timeout.get());
-    peer.options.write_timeout = Some(upstream.response_timeout.get());
-    peer.options.idle_timeout = Some(upstream.idle_timeout.get());
-    Ok(peer)
 }
 
 fn server_conf(config: &Config) -> ServerConf {

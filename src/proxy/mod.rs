@@ -5,6 +5,7 @@ mod forward;
 mod intake;
 mod request_id;
 mod respond;
+mod snapshot;
 mod upgrade;
 
 use std::net::IpAddr;
@@ -17,14 +18,13 @@ use licensing::answer::Failure;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
-use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
+use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
 pub(crate) use self::connection::Connections;
 use self::forward::Forward;
-pub(crate) use self::intake::Intake;
 use self::intake::{Facts, Fault};
-pub(crate) use self::respond::DrainBounds;
+pub(crate) use self::snapshot::{Snapshot, Snapshots, policy};
 use crate::access_log::{AccessLog, Line};
 use crate::gate::{Gate, Ruling, Step};
 use crate::metrics::Metrics;
@@ -33,40 +33,18 @@ use crate::metrics::Metrics;
 pub(crate) struct Proxy {
     pub(crate) gate: Arc<Gate>,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) intake: Intake,
-    pub(crate) upstream: Upstream,
-    pub(crate) drain: DrainBounds,
+    pub(crate) snapshots: Snapshots,
     pub(crate) access_log: Option<AccessLog>,
-    pub(crate) log_raw_target: bool,
-    pub(crate) config_hash: String,
     /// Once true, connections are closed after the request they carry.
     pub(crate) draining: Arc<std::sync::atomic::AtomicBool>,
-}
-
-/// The upstream, as pingora wants to have it described.
-pub(crate) struct Upstream {
-    /// For requests without hop-by-hop headers: nothing has to be looked for.
-    plain: HttpPeer,
-    /// For all others: pingora strips what is not to be forwarded. Both share one pool of connections.
-    stripping: HttpPeer,
-}
-
-impl Upstream {
-    pub(crate) fn new(peer: HttpPeer) -> Self {
-        let mut plain = peer.clone();
-        plain.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::preserve();
-        Self { plain, stripping: peer }
-    }
-
-    fn peer_for(&self, facts: &Facts) -> &HttpPeer {
-        if facts.hop_by_hop { &self.stripping } else { &self.plain }
-    }
 }
 
 /// What one request gathers on its way.
 pub(crate) struct Context {
     begun: Instant,
     begun_wall: SystemTime,
+    /// By which configuration it is judged.
+    snapshot: Arc<Snapshot>,
     request_id: HeaderValue,
     facts: Option<Facts>,
     ruling: Option<Ruling>,
@@ -83,6 +61,7 @@ impl ProxyHttp for Proxy {
         Box::new(Context {
             begun: Instant::now(),
             begun_wall: SystemTime::now(),
+            snapshot: self.snapshots.load_full(),
             request_id: HeaderValue::from_static(""),
             facts: None,
             ruling: None,
@@ -105,42 +84,20 @@ impl ProxyHttp for Proxy {
         if request.method == Method::OPTIONS && request.raw_path() == b"*" {
             return Box::pin(self.answer_options(session)).await;
         }
-        let raw_head = || session.as_http1().map(|http1| http1.get_headers_raw_bytes()).unwrap_or_default();
-        let facts = match self.intake.read(request, raw_head, peer_ip(session)) {
-            Ok(facts) => context.facts.insert(facts),
-            Err(Fault::Malformed) => {
-                context.request_id = request_id::said_in(request);
-                // What comes after such a request on this connection can't be told apart from its body.
-                session.set_keepalive(None);
-                return Box::pin(self.deny(session, context, self.gate.refuse_framing(context.begun))).await;
+        match self.judge(session, context).await {
+            Ok(ruling) if ruling.permit.is_some() => {
+                context.ruling = Some(ruling);
+                Ok(false)
             }
-            Err(Fault::HeadersTooLarge) => {
-                context.request_id = request_id::said_in(request);
-                return Box::pin(self.fail(session, context, Failure::HeadersTooLarge)).await;
-            }
-            Err(Fault::TargetTooLong) => {
-                context.request_id = request_id::said_in(request);
-                return Box::pin(self.fail(session, context, Failure::TargetTooLong)).await;
-            }
-        };
-        context.request_id = request_id::of(facts.request_id.as_ref());
-        let step = self.gate.rule(request.method.as_str(), request.raw_path(), facts.identity, context.begun);
-        let ruling = match step {
-            Step::Ruled(ruling) => ruling,
-            // Boxed, as is every branch that waits: pingora moves this future about with each request.
-            Step::Ask(question) => Box::pin(self.gate.ask(question)).await,
-        };
-        if ruling.permit.is_none() {
-            return Box::pin(self.deny(session, context, ruling)).await;
+            Ok(ruling) => Box::pin(self.deny(session, context, ruling)).await,
+            Err(failure) => Box::pin(self.fail(session, context, failure)).await,
         }
-        context.ruling = Some(ruling);
-        Ok(false)
     }
 
     async fn upstream_peer(&self, session: &mut Session, context: &mut Box<Context>) -> Result<Box<HttpPeer>> {
         match (context.ruling.as_ref().and_then(|ruling| ruling.permit.as_ref()), &context.facts) {
             (Some(_permit), Some(facts)) => {
-                let upstream = self.upstream.peer_for(facts);
+                let upstream = context.snapshot.upstream.peer_for(facts);
                 let upgrade = session.is_upgrade_req();
                 Ok(Box::new(if upgrade { upgrade::peer_for_upgrade(upstream) } else { upstream.clone() }))
             }
@@ -160,7 +117,7 @@ impl ProxyHttp for Proxy {
         let forward = Forward {
             facts,
             ruling,
-            tenant_headers: self.intake.tenant_headers(),
+            tenant_headers: context.snapshot.intake.tenant_headers(),
             request_id: &context.request_id,
             is_http2: session.is_http2(),
         };
@@ -228,12 +185,45 @@ impl ProxyHttp for Proxy {
 }
 
 impl Proxy {
+    /// Read a request and have the gate rule on it.
+    ///
+    /// # Errors
+    /// When it is not even read.
+    async fn judge(&self, session: &mut Session, context: &mut Context) -> std::result::Result<Ruling, Failure> {
+        let Context { snapshot, facts, request_id, begun, .. } = context;
+        let request = session.req_header();
+        let raw_head = || session.as_http1().map(|http1| http1.get_headers_raw_bytes()).unwrap_or_default();
+        let facts = match snapshot.intake.read(request, raw_head, peer_ip(session)) {
+            Ok(read) => facts.insert(read),
+            Err(fault) => {
+                *request_id = request_id::said_in(request);
+                let failure = match fault {
+                    Fault::Malformed => {
+                        // What comes after such a request on this connection can't be told apart from its body.
+                        session.set_keepalive(None);
+                        return Ok(self.gate.refuse_framing(&snapshot.policy, *begun));
+                    }
+                    Fault::HeadersTooLarge => Failure::HeadersTooLarge,
+                    Fault::TargetTooLong => Failure::TargetTooLong,
+                };
+                return Err(failure);
+            }
+        };
+        *request_id = request_id::of(facts.request_id.as_ref());
+        let (method, target) = (request.method.as_str(), request.raw_path());
+        match self.gate.rule(&snapshot.policy, method, target, facts.identity, *begun) {
+            Step::Ruled(ruling) => Ok(ruling),
+            // Boxed, as is every branch that waits: pingora moves this future about with each request.
+            Step::Ask(question) => Ok(Box::pin(self.gate.ask(question)).await),
+        }
+    }
+
     async fn deny(&self, session: &mut Session, context: &mut Context, ruling: Ruling) -> Result<bool> {
-        let policy = self.gate.policy();
-        if let Some(denial) = self.gate.denial(context.ruling.insert(ruling)) {
+        let Snapshot { policy, drain, .. } = &*context.snapshot;
+        if let Some(denial) = context.ruling.insert(ruling).denial() {
             let id = context.request_id.to_str().unwrap_or_default();
             let answer = policy.answers.denial(&denial, &policy.plans, id, respond::format_for(session));
-            respond::respond(session, answer, self.drain).await?;
+            respond::respond(session, answer, *drain).await?;
         }
         Ok(true)
     }
@@ -246,9 +236,10 @@ impl Proxy {
 
     async fn say_failure(&self, session: &mut Session, context: &Context, failure: Failure) -> Result<u16> {
         let id = context.request_id.to_str().unwrap_or_default();
-        let answer = self.gate.policy().answers.failure(failure, id, respond::format_for(session));
+        let Snapshot { policy, drain, .. } = &*context.snapshot;
+        let answer = policy.answers.failure(failure, id, respond::format_for(session));
         let status = answer.status;
-        respond::respond(session, answer, self.drain).await?;
+        respond::respond(session, answer, *drain).await?;
         Ok(status)
     }
 
@@ -261,6 +252,7 @@ impl Proxy {
 
     fn write_line(&self, log: &AccessLog, session: &Session, context: &Context, elapsed: std::time::Duration) {
         let request = session.req_header();
+        let snapshot = &context.snapshot;
         let ruling = context.ruling.as_ref();
         let entry = ruling.and_then(|ruling| ruling.entry.as_ref());
         let target = request.raw_path();
@@ -283,12 +275,12 @@ impl Proxy {
             layer: ruling.and_then(|ruling| ruling.layer).map(crate::licenses::Layer::as_str),
             license_age: ruling.and_then(|ruling| ruling.age),
             fallback: ruling.and_then(|ruling| ruling.fallback),
-            mode: ruling.map_or_else(|| self.gate.policy().enforcement.mode(), |ruling| ruling.mode).as_str(),
-            config_hash: &self.config_hash,
+            mode: ruling.map_or_else(|| snapshot.policy.enforcement.mode(), |ruling| ruling.mode).as_str(),
+            config_hash: &snapshot.config_hash,
             upstream_status: context.upstream_status,
             gate: ruling.map_or(std::time::Duration::ZERO, |ruling| ruling.took),
             total: elapsed,
-            target: self.log_raw_target.then(|| String::from_utf8_lossy(target)).as_deref(),
+            target: snapshot.log_raw_target.then(|| String::from_utf8_lossy(target)).as_deref(),
         });
     }
 }

@@ -4,8 +4,10 @@ use std::collections::HashSet;
 
 use crate::tenant::TenantId;
 
-/// What becomes of a denial.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+/// What becomes of a denial; the greater is the stricter.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Licences are not looked up.
@@ -64,17 +66,23 @@ impl Enforcement {
         self.mode
     }
 
-    /// What holds for `tenant`. A request without one can't be told apart from those still outside, so it is enforced
-    /// only once everyone is in.
-    pub fn mode_for(&self, tenant: Option<&TenantId>) -> Mode {
-        if self.mode != Mode::Enforce {
-            return self.mode;
+    /// What holds for `tenant` where a rule says `of_rule`, which stands in for the mode and leaves the rollout as it is.
+    pub fn mode_for(&self, of_rule: Option<Mode>, tenant: Option<&TenantId>) -> Mode {
+        match of_rule.unwrap_or(self.mode) {
+            Mode::Enforce if !self.includes(tenant) => Mode::Shadow,
+            mode => mode,
         }
-        let inside = match tenant {
-            Some(tenant) => self.rollout.contains(tenant),
-            None => self.rollout.percent >= 100.0,
-        };
-        if inside { Mode::Enforce } else { Mode::Shadow }
+    }
+
+    /// Whether `tenant` is among those for whom `enforce` holds. A request without one can't be told apart from those still
+    /// outside, so it is only once everyone is in.
+    pub fn includes(&self, tenant: Option<&TenantId>) -> bool {
+        tenant.map_or(self.rollout.percent >= 100.0, |tenant| self.rollout.contains(tenant))
+    }
+
+    /// Which share of the tenants is enforced.
+    pub fn rollout(&self) -> &Rollout {
+        &self.rollout
     }
 }
 
@@ -88,10 +96,15 @@ impl Rollout {
         if self.percent >= 100.0 || (!self.include.is_empty() && self.include.contains(tenant)) {
             return true;
         }
+        self.place(tenant) < self.percent
+    }
+
+    /// The share, in percent, from which on `tenant` is in.
+    pub fn place(&self, tenant: &TenantId) -> f64 {
         const PLACES: u64 = 1 << 32;
         let salt = xxhash_rust::xxh3::xxh3_64(self.salt.as_bytes());
         let place = xxhash_rust::xxh3::xxh3_64_with_seed(tenant.as_uuid().as_bytes(), salt) % PLACES;
-        (place as f64) < self.percent / 100.0 * PLACES as f64
+        place as f64 / PLACES as f64 * 100.0
     }
 }
 
@@ -106,7 +119,7 @@ mod tests {
     fn enforced(percent: f64, salt: &str) -> HashSet<TenantId> {
         let rollout = Rollout { percent, salt: salt.into(), ..Rollout::default() };
         let enforcement = Enforcement::new(Mode::Enforce, rollout);
-        tenants(10_000).filter(|tenant| enforcement.mode_for(Some(tenant)) == Mode::Enforce).collect()
+        tenants(10_000).filter(|tenant| enforcement.mode_for(None, Some(tenant)) == Mode::Enforce).collect()
     }
 
     #[test]
@@ -135,12 +148,30 @@ mod tests {
         let [a, b] = [1, 2].map(|n| TenantId::new(uuid::Uuid::from_u128(n)));
         let rollout = Rollout { percent: 0.0, include: [a, b].into(), exclude: [b].into(), salt: String::new() };
         let partial = Enforcement::new(Mode::Enforce, rollout);
-        assert_eq!(partial.mode_for(Some(&a)), Mode::Enforce);
-        assert_eq!(partial.mode_for(Some(&b)), Mode::Shadow, "exclude wins");
-        assert_eq!(partial.mode_for(None), Mode::Shadow);
-        assert_eq!(Enforcement::new(Mode::Enforce, Rollout::default()).mode_for(None), Mode::Enforce);
+        assert_eq!(partial.mode_for(None, Some(&a)), Mode::Enforce);
+        assert_eq!(partial.mode_for(None, Some(&b)), Mode::Shadow, "exclude wins");
+        assert_eq!(partial.mode_for(None, None), Mode::Shadow);
+        assert_eq!(Enforcement::new(Mode::Enforce, Rollout::default()).mode_for(None, None), Mode::Enforce);
         for mode in [Mode::Off, Mode::Shadow] {
-            assert_eq!(Enforcement::new(mode, Rollout::default()).mode_for(Some(&a)), mode);
+            assert_eq!(Enforcement::new(mode, Rollout::default()).mode_for(None, Some(&a)), mode);
+        }
+    }
+
+    #[test]
+    fn a_rule_stands_in_for_the_mode_and_not_for_the_rollout() {
+        let [inside, outside] = [1, 2].map(|n| TenantId::new(uuid::Uuid::from_u128(n)));
+        let rollout = Rollout { percent: 0.0, include: [inside].into(), ..Rollout::default() };
+        for (mode, of_rule, of_inside, of_outside) in [
+            (Mode::Enforce, None, Mode::Enforce, Mode::Shadow),
+            (Mode::Enforce, Some(Mode::Shadow), Mode::Shadow, Mode::Shadow),
+            (Mode::Enforce, Some(Mode::Off), Mode::Off, Mode::Off),
+            (Mode::Shadow, Some(Mode::Enforce), Mode::Enforce, Mode::Shadow),
+            (Mode::Off, Some(Mode::Enforce), Mode::Enforce, Mode::Shadow),
+            (Mode::Off, Some(Mode::Shadow), Mode::Shadow, Mode::Shadow),
+        ] {
+            let enforcement = Enforcement::new(mode, rollout.clone());
+            let applied = [inside, outside].map(|tenant| enforcement.mode_for(of_rule, Some(&tenant)));
+            assert_eq!(applied, [of_inside, of_outside], "{mode:?}, of the rule {of_rule:?}");
         }
     }
 }

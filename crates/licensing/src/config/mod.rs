@@ -24,6 +24,8 @@ mod tenant;
 mod text_type;
 mod written_rule;
 
+use std::path::Path;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -170,6 +172,52 @@ impl Config {
     /// Never in practice: every value here has a YAML form.
     pub fn to_yaml(&self) -> Result<String, serde_saphyr::ser::Error> {
         serde_saphyr::to_string(self)
+    }
+
+    /// The features that rules name, each once, in alphabetical order.
+    pub fn gated_features(&self) -> Vec<&str> {
+        let mut features: Vec<&str> = self.routes.rules.iter().filter_map(|r| Some(r.feature()?.as_str())).collect();
+        features.sort_unstable();
+        features.dedup();
+        features
+    }
+
+    /// The files that are named here and that the treatment of requests depends on, relative to the configuration's own.
+    pub fn files_of_requests(&self) -> Vec<&Path> {
+        let keys = self.tenant.sources.iter().filter_map(|source| match source {
+            TenantSource::Jwt(jwt) => Some(jwt.keys.as_path()),
+            _ => None,
+        });
+        keys.collect()
+    }
+
+    /// Put back what can't change while the program runs, as `running` has it. Answers the keys whose new values wait for a
+    /// restart.
+    pub fn keep_fixed(&mut self, running: &Self) -> Vec<&'static str> {
+        fn keep<T: Clone + PartialEq>(key: &'static str, new: &mut T, running: &T) -> Option<&'static str> {
+            (new != running).then(|| {
+                running.clone_into(new);
+                key
+            })
+        }
+        let (licenses, old) = (&mut self.licenses, &running.licenses);
+        let kept = [
+            keep("listen", &mut self.listen, &running.listen),
+            keep("upstream.pool_size", &mut self.upstream.pool_size, &running.upstream.pool_size),
+            keep("upstream.retries", &mut self.upstream.retries, &running.upstream.retries),
+            keep("licenses.source", &mut licenses.source, &old.source),
+            keep("licenses.redis", &mut licenses.redis, &old.redis),
+            keep("licenses.change_feed", &mut licenses.change_feed, &old.change_feed),
+            keep("licenses.ttl", &mut licenses.ttl, &old.ttl),
+            keep("licenses.revalidate_after", &mut licenses.revalidate_after, &old.revalidate_after),
+            keep("licenses.stale_if_error", &mut licenses.stale_if_error, &old.stale_if_error),
+            keep("licenses.lookup_deadline", &mut licenses.lookup_deadline, &old.lookup_deadline),
+            keep("licenses.memory_bytes", &mut licenses.memory_bytes, &old.memory_bytes),
+            keep("shutdown", &mut self.shutdown, &running.shutdown),
+            keep("log.level", &mut self.log.level, &running.log.level),
+            keep("log.access", &mut self.log.access, &running.log.access),
+        ];
+        kept.into_iter().flatten().collect()
     }
 
     /// A short name for exactly this configuration, by which logs and metrics tell which one applied.

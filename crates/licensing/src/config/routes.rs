@@ -10,6 +10,7 @@ use super::licenses::OnFailure;
 use super::names::{FeatureName, Method};
 use super::text_type::text_type;
 use super::written_rule::WrittenRule;
+use crate::enforcement::Mode;
 use crate::routes::{Access, Pattern, Place, RouteError, RouteOptions, Routes, Rule};
 
 /// After so many problems of the rules the rest is left for the next run.
@@ -66,6 +67,8 @@ pub struct RuleSettings {
     pub meter: Option<Meter>,
     /// What becomes of its requests when no store answers, where that differs from `licenses.on_failure`.
     pub on_failure: Option<OnFailure>,
+    /// What becomes of its denials, where that differs from `enforcement.mode`.
+    pub mode: Option<Mode>,
 }
 
 /// Which paths a rule is for.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::licenses::OnFailure;
 use super::names::{FeatureName, Method};
 use super::routes::{AccessKind, Demand, Meter, PathPattern, RuleSettings, Scope};
+use crate::enforcement::Mode;
 
 /// A rule as it is written: exactly one of `prefix` and `match`, exactly one of `feature` and `access`.
 #[derive(Clone, Serialize, Deserialize, JsonSchema)]
@@ -33,6 +34,9 @@ pub(super) struct WrittenRule {
     /// What becomes of its requests when no store answers. Default: as licenses.on_failure says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     on_failure: Option<OnFailure>,
+    /// off, shadow or enforce for this rule alone; the rollout holds for it all the same. Default: as enforcement.mode says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mode: Option<Mode>,
 }
 
 /// Exactly one of `path` and `prefix`, and the methods.
@@ -55,7 +59,7 @@ impl TryFrom<WrittenRule> for RuleSettings {
     type Error = &'static str;
 
     fn try_from(rule: WrittenRule) -> Result<Self, Self::Error> {
-        let WrittenRule { prefix, matches, feature, access, meter, on_failure } = rule;
+        let WrittenRule { prefix, matches, feature, access, meter, on_failure, mode } = rule;
         let (scope, methods) = match (prefix, matches) {
             (Some(prefix), None) => (Scope::Prefix(prefix), Vec::new()),
             (None, Some(WrittenMatch { path: Some(path), prefix: None, methods })) => (Scope::Path(path), methods),
@@ -73,13 +77,16 @@ impl TryFrom<WrittenRule> for RuleSettings {
         if matches!(demand, Demand::Access(_)) && (meter.is_some() || on_failure.is_some()) {
             return Err("`meter` and `on_failure` are for rules with a `feature`: without one no licence is looked up");
         }
-        Ok(Self { scope, methods, demand, meter, on_failure })
+        if matches!(demand, Demand::Access(AccessKind::Always)) && mode.is_some() {
+            return Err("`mode` is for rules that can refuse: `access: always` refuses nothing");
+        }
+        Ok(Self { scope, methods, demand, meter, on_failure, mode })
     }
 }
 
 impl From<RuleSettings> for WrittenRule {
     fn from(rule: RuleSettings) -> Self {
-        let RuleSettings { scope, methods, demand, meter, on_failure } = rule;
+        let RuleSettings { scope, methods, demand, meter, on_failure, mode } = rule;
         let (prefix, matches) = match scope {
             Scope::Prefix(prefix) if methods.is_empty() => (Some(prefix), None),
             Scope::Prefix(prefix) => (None, Some(WrittenMatch { path: None, prefix: Some(prefix), methods })),
@@ -89,6 +96,6 @@ impl From<RuleSettings> for WrittenRule {
             Demand::Feature(feature) => (Some(feature), None),
             Demand::Access(access) => (None, Some(access)),
         };
-        Self { prefix, matches, feature, access, meter, on_failure }
+        Self { prefix, matches, feature, access, meter, on_failure, mode }
     }
 }

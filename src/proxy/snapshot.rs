@@ -1,0 +1,111 @@
+//! Everything that a request reads of the configuration: taken once a request, swapped as a whole.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow, bail};
+use arc_swap::ArcSwap;
+use licensing::config::{Config, Missing, PlanSettings, UpstreamAddress};
+use licensing::routes::Routes;
+use licensing::{answer::Answers, config};
+use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
+
+use super::intake::{Facts, Intake};
+use super::respond::DrainBounds;
+use crate::gate::{Policy, RulePolicy};
+use crate::reload::fingerprint;
+use crate::settings::Settings;
+
+/// The snapshot in use. A request goes by the one that it took at its beginning, whatever is swapped in meanwhile.
+pub(crate) type Snapshots = Arc<ArcSwap<Snapshot>>;
+
+/// A configuration, compiled.
+pub(crate) struct Snapshot {
+    pub(crate) policy: Policy,
+    pub(crate) intake: Intake,
+    pub(crate) upstream: Upstream,
+    pub(crate) drain: DrainBounds,
+    pub(crate) log_raw_target: bool,
+    pub(crate) config_hash: String,
+    /// What tells whether the files were the same that it was made of.
+    pub(crate) inputs: u64,
+}
+
+/// The upstream, as pingora wants to have it described.
+pub(crate) struct Upstream {
+    /// For requests without hop-by-hop headers: nothing has to be looked for.
+    plain: HttpPeer,
+    /// For all others: pingora strips what is not to be forwarded. Both share one pool of connections.
+    stripping: HttpPeer,
+}
+
+impl Snapshot {
+    /// Compile what `settings` say.
+    ///
+    /// # Errors
+    /// When rules contradict each other, or the upstream's name can't be resolved.
+    pub(crate) fn of(settings: &Settings) -> anyhow::Result<Self> {
+        let config = &settings.config;
+        let limits = &config.limits;
+        Ok(Self {
+            policy: policy(config)?,
+            intake: Intake::new(config),
+            upstream: Upstream::of(&config.upstream)?,
+            drain: DrainBounds { bytes: limits.drain_bytes.bytes(), time: limits.drain_timeout.get() },
+            log_raw_target: config.log.raw_target,
+            config_hash: settings.config_hash(),
+            inputs: fingerprint(&settings.files()),
+        })
+    }
+}
+
+impl Upstream {
+    fn of(settings: &config::Upstream) -> anyhow::Result<Self> {
+        let mut peer = match &settings.address {
+            UpstreamAddress::Unix(path) => HttpPeer::new_uds(&path.to_string_lossy(), false, String::new())
+                .map_err(|error| anyhow!("upstream.address: {error}"))?,
+            UpstreamAddress::Tcp { .. } => {
+                let address = settings.address.to_string();
+                let resolved: Option<SocketAddr> =
+                    address.to_socket_addrs().with_context(|| format!("upstream.address {address}"))?.next();
+                let Some(resolved) = resolved else { bail!("upstream.address {address} has no address") };
+                HttpPeer::new(resolved, false, String::new())
+            }
+        };
+        peer.options.connection_timeout = Some(settings.connect_timeout.get());
+        peer.options.total_connection_timeout = Some(settings.connect_timeout.get());
+        peer.options.read_timeout = Some(settings.response_timeout.get());
+        peer.options.write_timeout = Some(settings.response_timeout.get());
+        peer.options.idle_timeout = Some(settings.idle_timeout.get());
+        let mut plain = peer.clone();
+        plain.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::preserve();
+        Ok(Self { plain, stripping: peer })
+    }
+
+    pub(super) fn peer_for(&self, facts: &Facts) -> &HttpPeer {
+        if facts.hop_by_hop { &self.stripping } else { &self.plain }
+    }
+}
+
+/// The rules, plans and templates of a configuration, compiled.
+///
+/// # Errors
+/// When the rules contradict each other.
+pub(crate) fn policy(config: &Config) -> anyhow::Result<Policy> {
+    let rules: Vec<_> = config.routes.rules.iter().map(|rule| rule.rule()).collect();
+    let policies = rules.iter().zip(&config.routes.rules).map(|(rule, settings)| RulePolicy {
+        label: rule.to_string().into(),
+        mode: settings.mode,
+        on_failure: settings.on_failure,
+    });
+    Ok(Policy {
+        rules: policies.collect(),
+        routes: Routes::try_new(rules, config.routes.options()).map_err(|error| anyhow!("routes: {error}"))?,
+        plans: PlanSettings::plans(&config.plans),
+        enforcement: config.enforcement.enforcement(),
+        answers: Answers::new(config.deny.upgrade_url.clone(), config.deny.status.clone()),
+        grace: config.licenses.grace.get(),
+        on_failure: config.licenses.on_failure,
+        without_tenant: config.tenant.missing == Missing::Allow,
+    })
+}

@@ -1,0 +1,112 @@
+//! Reads the configuration again on SIGHUP and when its content changes, and swaps it in if it can be used.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::MissedTickBehavior;
+
+use crate::metrics::{Metrics, ReloadOutcome};
+use crate::proxy::{Snapshot, Snapshots};
+use crate::settings::{Settings, environment};
+
+/// How often the files are looked at. Their content is compared: a ConfigMap is swapped by a symlink, editors write another
+/// file in place of the first, and neither a time nor an inode can be relied on.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Keeps what requests are judged by as the files say.
+pub(crate) struct Reload {
+    /// What runs.
+    running: Settings,
+    /// The content that was last looked at, whether or not it could be used.
+    seen: u64,
+    snapshots: Snapshots,
+    metrics: Arc<Metrics>,
+}
+
+impl Reload {
+    /// For a process that runs with `running`, which `snapshots` holds compiled.
+    pub(crate) fn new(running: Settings, snapshots: Snapshots, metrics: Arc<Metrics>) -> Self {
+        let seen = fingerprint(&running.files());
+        Self { running, seen, snapshots, metrics }
+    }
+
+    /// Watch for as long as the program runs.
+    pub(crate) async fn run(mut self) {
+        let mut hangups = match signal(SignalKind::hangup()) {
+            Ok(hangups) => hangups,
+            Err(error) => {
+                tracing::error!(%error, "SIGHUP can't be handled; the configuration is not read again");
+                return;
+            }
+        };
+        let mut ticks = tokio::time::interval(INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let asked = tokio::select! {
+                hangup = hangups.recv() => hangup.is_some(),
+                _ = ticks.tick() => false,
+            };
+            let seen = fingerprint(&self.running.files());
+            if asked || seen != self.seen {
+                self.seen = seen;
+                self.reload();
+            }
+        }
+    }
+
+    /// Validate whole, then swap. What can't be used changes nothing.
+    fn reload(&mut self) {
+        let outcome = match self.read() {
+            Ok(None) => {
+                tracing::info!(config_hash = self.running.config_hash(), "the configuration is as it was");
+                ReloadOutcome::Unchanged
+            }
+            Ok(Some((settings, snapshot, waiting))) => {
+                if !waiting.is_empty() {
+                    tracing::warn!(keys = waiting.join(", "), "these take effect when the process is started again");
+                }
+                self.metrics.restart_required.set(i64::from(!waiting.is_empty()));
+                let config = &settings.config;
+                self.metrics.describe(&config.gated_features(), config.enforcement.mode, &snapshot.config_hash);
+                tracing::info!(
+                    config_hash = snapshot.config_hash,
+                    mode = config.enforcement.mode.as_str(),
+                    "the configuration is changed"
+                );
+                self.snapshots.store(Arc::new(snapshot));
+                self.running = settings;
+                ReloadOutcome::Applied
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::error!(error, "the configuration can't be used; what was in use before stays");
+                ReloadOutcome::Refused
+            }
+        };
+        self.metrics.reloaded(outcome);
+    }
+
+    /// The files as they are now, and what of them waits for a restart; none if nothing has changed.
+    fn read(&self) -> anyhow::Result<Option<(Settings, Snapshot, Vec<&'static str>)>> {
+        let mut settings = Settings::load(&self.running.file, &environment)?;
+        for warning in &settings.warnings {
+            tracing::warn!(%warning, "configuration");
+        }
+        let waiting = settings.config.keep_fixed(&self.running.config);
+        let snapshot = Snapshot::of(&settings)?;
+        let same = settings.config == self.running.config && snapshot.inputs == self.snapshots.load().inputs;
+        Ok((!same || !waiting.is_empty()).then_some((settings, snapshot, waiting)))
+    }
+}
+
+/// What tells whether any of these files has changed, its absence included.
+pub(crate) fn fingerprint(files: &[PathBuf]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for file in files {
+        std::fs::read(file).ok().hash(&mut hasher);
+    }
+    hasher.finish()
+}
