@@ -7,7 +7,6 @@ use licensing::answer::Answers;
 use licensing::config::OnFailure;
 use licensing::decide::{Decision, Denial, Need, Standing, decide};
 use licensing::enforcement::{Enforcement, Mode};
-use licensing::path::Target;
 use licensing::plans::Plans;
 use licensing::reason::Reason;
 use licensing::routes::{Access, Matched, Refusal, Route, Routes, Rule};
@@ -138,7 +137,7 @@ impl Gate {
         identity: Identity,
         now: Instant,
     ) -> Step<'p> {
-        let route = policy.route(method, raw_target);
+        let route = policy.routes.resolve(method, raw_target);
         let (case, tenant) = match self.consider(policy, route, identity, now) {
             Considered::Ruled(ruling) => return Step::Ruled(self.count(ruling)),
             Considered::NeedsLicense(case, tenant) => (case, tenant),
@@ -166,6 +165,11 @@ impl Gate {
             self.metrics.cache_hits.inc();
         }
         self.count(case.rule_on(Some(look_up)))
+    }
+
+    /// Whether licensing is off, since somebody has dropped its tables.
+    pub(crate) fn is_off(&self) -> bool {
+        self.licenses.is_off()
     }
 
     /// Decide as for a request, from beginning to end, and count nothing.
@@ -264,14 +268,6 @@ impl Gate {
 }
 
 impl Policy {
-    /// What a request falls under.
-    ///
-    /// # Errors
-    /// When its target is refused before any rule is looked for.
-    pub(crate) fn route(&self, method: &str, raw_target: &[u8]) -> Result<Route<'_>, Refusal> {
-        self.routes.route(method, &Target::parse(raw_target)?)
-    }
-
     /// The mode for what falls under `rules`: of several the strictest, as with the rules themselves.
     pub(crate) fn mode_for(&self, rules: &[Matched<'_>], tenant: Option<&TenantId>) -> Mode {
         let modes = rules.iter().map(|matched| self.enforcement.mode_for(self.rules[matched.index].mode, tenant));
@@ -379,7 +375,7 @@ fn feature_of(rule: &Rule) -> Option<&Arc<str>> {
 }
 
 /// The wall clock, for validity and nothing else.
-fn wall_clock() -> Timestamp {
+pub(crate) fn wall_clock() -> Timestamp {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp::from_micros(i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX))
 }

@@ -7,6 +7,7 @@
 mod access_log;
 mod api;
 pub mod cli;
+mod explain;
 mod gate;
 mod licenses;
 mod metrics;

@@ -20,6 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::access_log::AccessLog;
 use crate::api::ops::{self, Ops};
+use crate::explain::Explainer;
 use crate::gate::Gate;
 use crate::licenses::{Feed, Freshness, Licenses};
 use crate::metrics::Metrics;
@@ -109,6 +110,11 @@ impl Assembly {
     /// The runtime for what runs beside the proxy.
     pub(crate) fn runtime(&self) -> &Runtime {
         &self.runtime
+    }
+
+    /// What tells what becomes of a request.
+    pub(crate) fn explainer(&self) -> Explainer {
+        Explainer::new(Arc::clone(&self.gate), Arc::clone(&self.snapshots))
     }
 
     /// Bind, serve until a signal ends it, and end the process.
@@ -246,8 +252,17 @@ impl Relay {
         tracing::info!(ops = %self.ops, "relaying changes");
         runtime.block_on(async {
             let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+            // A relay reads nothing of the configuration that could change while it runs; the signal must not end it.
+            let mut hangup = signal(SignalKind::hangup())?;
+            let ignore_hangups = async {
+                while hangup.recv().await.is_some() {
+                    tracing::info!("SIGHUP: a relay has nothing to read again");
+                }
+                std::future::pending::<()>().await;
+            };
             tokio::select! {
                 () = self.feed.run() => {}
+                () = ignore_hangups => {}
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }

@@ -2,6 +2,7 @@
 
 mod check_config;
 mod demo;
+mod explain;
 mod migrate;
 mod relay;
 mod serve;
@@ -17,7 +18,7 @@ use crate::settings::{Settings, SettingsError, environment};
 /// answers 402 with JSON that says which feature is missing and where to upgrade.
 #[derive(Parser)]
 #[command(name = "dotmac-license-proxy", version, propagate_version = true, max_term_width = 110)]
-#[command(after_help = "Exit status: 0 ok, 1 failed, 2 bad usage or configuration.
+#[command(after_help = "Exit status: 0 ok, 1 failed, 2 bad usage or configuration; of explain, 3 for a denial.
 
 Environment (each also as NAME_FILE, a file that holds the value):
   DOTMAC_LICENSE_DATABASE_URL    Postgres, for writes (or DATABASE_URL)
@@ -39,6 +40,8 @@ enum Command {
     Relay(relay::Options),
     /// Check a configuration, or what it means for a backend
     CheckConfig(check_config::Options),
+    /// Tell what becomes of a request, and why: exit status 3 if it is denied
+    Explain(explain::Options),
     /// Create or update the tables in Postgres
     Migrate(migrate::Options),
 }
@@ -58,6 +61,8 @@ enum Failure {
     Usage(String),
     /// It failed.
     Failed(anyhow::Error),
+    /// What was asked about is denied, as has been said already.
+    Denied,
 }
 
 /// Run the command that the arguments name.
@@ -67,6 +72,7 @@ pub fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&options),
         Command::Relay(options) => relay::run(&options),
         Command::CheckConfig(options) => check_config::run(&options),
+        Command::Explain(options) => explain::run(&options),
         Command::Migrate(options) => migrate::run(&options),
     };
     match result {
@@ -75,6 +81,7 @@ pub fn main() -> ExitCode {
             eprintln!("{}", message.trim_end());
             ExitCode::from(2)
         }
+        Err(Failure::Denied) => ExitCode::from(3),
         Err(Failure::Failed(error)) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
