@@ -29,7 +29,7 @@ pub(crate) struct Reload {
 impl Reload {
     /// For a process that runs with `running`, which `snapshots` holds compiled.
     pub(crate) fn new(running: Settings, snapshots: Snapshots, metrics: Arc<Metrics>) -> Self {
-        let seen = fingerprint(&running.files());
+        let seen = look_at(&running);
         Self { running, seen, snapshots, metrics }
     }
 
@@ -49,7 +49,7 @@ impl Reload {
                 hangup = hangups.recv() => hangup.is_some(),
                 _ = ticks.tick() => false,
             };
-            let seen = fingerprint(&self.running.files());
+            let seen = look_at(&self.running);
             if asked || seen != self.seen {
                 self.seen = seen;
                 self.reload();
@@ -102,8 +102,12 @@ impl Reload {
     }
 }
 
+fn look_at(settings: &Settings) -> u64 {
+    fingerprint(settings.files().into_iter().chain([settings.file.clone()]))
+}
+
 /// What tells whether any of these files has changed, its absence included.
-pub(crate) fn fingerprint(files: &[PathBuf]) -> u64 {
+pub(crate) fn fingerprint(files: impl IntoIterator<Item = PathBuf>) -> u64 {
     let mut hasher = DefaultHasher::new();
     for file in files {
         std::fs::read(file).ok().hash(&mut hasher);

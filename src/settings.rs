@@ -75,11 +75,10 @@ impl Settings {
         })
     }
 
-    /// Every file that a request's treatment depends on.
+    /// The files, beside the configuration's own, that a request's treatment depends on.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
         let directory = self.file.parent().unwrap_or(Path::new(""));
-        let named = self.config.files_of_requests().into_iter().map(|file| directory.join(file));
-        std::iter::once(self.file.clone()).chain(named).collect()
+        self.config.files_of_requests().into_iter().map(|file| directory.join(file)).collect()
     }
 
     /// What everything that matters is told apart by: a short hash of the effective configuration.

@@ -27,7 +27,7 @@ pub(crate) struct Snapshot {
     pub(crate) drain: DrainBounds,
     pub(crate) log_raw_target: bool,
     pub(crate) config_hash: String,
-    /// What tells whether the files were the same that it was made of.
+    /// What tells whether the files that the configuration names were the same.
     pub(crate) inputs: u64,
 }
 
@@ -54,7 +54,7 @@ impl Snapshot {
             drain: DrainBounds { bytes: limits.drain_bytes.bytes(), time: limits.drain_timeout.get() },
             log_raw_target: config.log.raw_target,
             config_hash: settings.config_hash(),
-            inputs: fingerprint(&settings.files()),
+            inputs: fingerprint(settings.files()),
         })
     }
 }

@@ -445,6 +445,13 @@ impl Metrics {
         samples.iter().map(|sample| sample.value).sum()
     }
 
+    /// The value of a label of the only sample of a metric.
+    pub(crate) fn label(&self, name: &str, label: &str) -> String {
+        let samples = self.named(name);
+        assert_eq!(samples.len(), 1, "{name}: {samples:?}");
+        samples[0].labels[label].clone()
+    }
+
     /// The sum over the samples that have these labels among theirs; `None` when there is none.
     pub(crate) fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let matches = |sample: &&&Sample| {
