@@ -1,7 +1,7 @@
 //! The gate: facts about a request become a licence, the licence a ruling. The only place that fails open.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use licensing::answer::Answers;
 use licensing::config::OnFailure;
@@ -10,7 +10,7 @@ use licensing::enforcement::{Enforcement, Mode};
 use licensing::plans::Plans;
 use licensing::reason::Reason;
 use licensing::routes::{Access, Matched, Refusal, Route, Routes, Rule};
-use licensing::tenant::TenantId;
+use licensing::tenant::{TenantId, TokenFault};
 use licensing::time::Timestamp;
 use smallvec::SmallVec;
 
@@ -56,6 +56,8 @@ pub(crate) enum Identity {
     Missing,
     /// What names it is no tenant id.
     Invalid,
+    /// A token is there that should name it, and is not to be believed.
+    BadToken(TokenFault),
     /// There are several, and a backend might pick another than we do. Refused on every route.
     Conflicting,
 }
@@ -77,6 +79,8 @@ pub(crate) struct Ruling {
     pub feature: Option<Arc<str>>,
     /// The rule that decided, as the access log names it.
     pub rule: Option<Arc<str>>,
+    /// What is wrong with the token that should have named the tenant, where that is the reason.
+    pub token: Option<TokenFault>,
     /// The licence it was decided on.
     pub entry: Option<Arc<Entry>>,
     /// Where that came from.
@@ -286,6 +290,7 @@ impl Ruling {
             reason: self.reason?,
             feature: self.feature.as_deref(),
             license: self.entry.as_deref().map(|entry| &entry.license),
+            token: self.token,
         })
     }
 }
@@ -294,7 +299,7 @@ impl Identity {
     fn tenant(self) -> Option<TenantId> {
         match self {
             Self::Tenant(tenant) => Some(tenant),
-            Self::Missing | Self::Invalid | Self::Conflicting => None,
+            Self::Missing | Self::Invalid | Self::BadToken(_) | Self::Conflicting => None,
         }
     }
 }
@@ -335,6 +340,7 @@ impl<'p> Case<'p> {
         let standing = match (self.identity, &entry, failed) {
             (Identity::Missing, ..) => Standing::NoTenant { allow: self.policy.without_tenant },
             (Identity::Invalid | Identity::Conflicting, ..) => Standing::InvalidTenant,
+            (Identity::BadToken(fault), ..) => Standing::BadToken(fault),
             (Identity::Tenant(_), Some(entry), _) => Standing::Licensed(&entry.license),
             (Identity::Tenant(_), None, Some(allow)) => Standing::Unknown { allow },
             (Identity::Tenant(_), None, None) => Standing::Unlicensed,
@@ -354,6 +360,7 @@ impl<'p> Case<'p> {
             permit: (outcome != Outcome::Denied).then_some(Permit(())),
             outcome,
             reason: denial.map(|denial| denial.reason),
+            token: denial.and_then(|denial| denial.token),
             feature: feature.map(|feature| Arc::clone(feature)),
             rule: self.rule.map(Arc::clone),
             age: entry.as_ref().map(|entry| entry.age(self.begun)),
@@ -376,6 +383,5 @@ fn feature_of(rule: &Rule) -> Option<&Arc<str>> {
 
 /// The wall clock, for validity and nothing else.
 pub(crate) fn wall_clock() -> Timestamp {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp::from_micros(i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX))
+    SystemTime::now().into()
 }

@@ -9,6 +9,7 @@ mod api;
 pub mod cli;
 mod explain;
 mod gate;
+mod identity;
 mod licenses;
 mod metrics;
 mod migrations;

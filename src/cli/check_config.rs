@@ -9,6 +9,7 @@ use licensing::openapi;
 use licensing::routes::{Access, Routes, Rule};
 
 use super::{ConfigFile, Failure};
+use crate::identity;
 use crate::settings::Settings;
 use crate::stores::FileSource;
 
@@ -37,6 +38,7 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
         eprintln!("environment: {override_}");
     }
     check_license_file(&settings)?;
+    check_keys(&settings)?;
     if options.print_effective {
         print!("{}", settings.config.to_yaml().context("the effective configuration")?);
     }
@@ -57,6 +59,19 @@ fn check_license_file(settings: &Settings) -> Result<(), Failure> {
         FileSource::open(path, settings.config.plans.clone()).map_err(Failure::Usage)?;
     } else {
         eprintln!("{}: warning: the licence file {} is not here", settings.file.display(), path.display());
+    }
+    Ok(())
+}
+
+/// The same for the keys of tokens.
+fn check_keys(settings: &Settings) -> Result<(), Failure> {
+    for jwt in settings.config.tenant.tokens() {
+        let path = jwt.keys_file(&settings.file);
+        if path.exists() {
+            identity::check_keys(&path).map_err(|error| Failure::Usage(error.to_string()))?;
+        } else {
+            eprintln!("{}: warning: the keys {} are not here", settings.file.display(), path.display());
+        }
     }
     Ok(())
 }

@@ -4,15 +4,22 @@
 //! fold `_` to `-`; frameworks let a header override the method or the path. What could make the backend see another
 //! tenant or another path than the gate did is refused or stripped here.
 
+mod who;
+
 use std::net::IpAddr;
+use std::time::SystemTime;
 
 use http::{HeaderName, HeaderValue, Version};
-use licensing::config::{ByteSize, Config, Network, TenantSource};
+use licensing::config::{ByteSize, Config, Network, TenantSource, TokenPlace};
 use licensing::tenant::TenantId;
+use licensing::time::Timestamp;
 use pingora::http::RequestHeader;
 use smallvec::SmallVec;
 
+pub(crate) use self::who::Via;
+use self::who::{Bearer, Who};
 use crate::gate::Identity;
+use crate::identity::Tokens;
 
 /// Headers that frameworks obey over the request line, and headers that only this program may set: never passed on, from
 /// whomever they come.
@@ -53,10 +60,27 @@ pub(super) const X_TENANT_ID: HeaderName = HeaderName::from_static("x-tenant-id"
 pub(crate) struct Intake {
     tenant_headers: Vec<HeaderName>,
     fixed: Option<TenantId>,
+    tokens: Tokens,
+    /// Which headers may hold a token.
+    bearers: Bearers,
+    role: Option<Role>,
     trusted: Vec<Network>,
     max_headers: usize,
     max_header_bytes: usize,
     max_target_bytes: usize,
+}
+
+/// Which headers may hold a token.
+struct Bearers {
+    authorization: bool,
+    cookie: bool,
+    subprotocol: bool,
+}
+
+/// The header that says whether its sender may upgrade the tenant, and the values that say so.
+struct Role {
+    header: HeaderName,
+    values: Vec<String>,
 }
 
 /// What was found. All of it in one pass: each look-up in a header map costs as much as several headers seen in passing.
@@ -64,6 +88,12 @@ pub(crate) struct Intake {
 pub(crate) struct Facts {
     /// Who asks.
     pub(crate) identity: Identity,
+    /// What said so. Of several the one that a page of another origin can fake least.
+    pub(crate) via: Option<Via>,
+    /// When the token is no longer accepted that says so.
+    pub(crate) expires: Option<Timestamp>,
+    /// Whether whoever asks may upgrade the tenant, by header or claim. Never without a tenant.
+    pub(crate) may_upgrade: bool,
     /// The tenant's canonical id, if there is one.
     pub(crate) tenant: Option<HeaderValue>,
     /// Whether the request carries exactly that under `X-Tenant-ID`, and nothing else under the tenant's other headers.
@@ -85,6 +115,12 @@ pub(crate) struct Facts {
     pub(crate) request_id: Option<HeaderValue>,
     /// `traceparent`.
     pub(crate) trace: Option<HeaderValue>,
+    /// The page that a browser asks for: `Origin`. `null`, which is nobody's, if there are several.
+    pub(crate) origin: Option<HeaderValue>,
+    /// The subprotocol that a WebSocket of ours is to speak, if the client offers it. A client that has nowhere else to put
+    /// its token offers that as a second one, and is not answered with it:
+    /// `new WebSocket(url, ["dotmac-license", token])`.
+    pub(crate) subprotocol: Option<HeaderValue>,
 }
 
 /// Which `X-Forwarded-*` headers came from a trusted proxy.
@@ -110,22 +146,37 @@ pub(crate) enum Fault {
 }
 
 impl Intake {
-    pub(crate) fn new(config: &Config) -> Self {
+    /// `tokens` are those of `config`.
+    pub(crate) fn new(config: &Config, tokens: Tokens) -> Self {
         let mut tenant_headers = Vec::new();
         let mut fixed = None;
         for source in &config.tenant.sources {
             match source {
                 TenantSource::Header(name) => tenant_headers.extend(HeaderName::try_from(name.as_str()).ok()),
                 TenantSource::Fixed(tenant) => fixed = Some(tenant.0),
-                // Configurations that name these are refused: they are not built in this version.
-                TenantSource::Jwt(_) | TenantSource::Host(_) => {}
+                // Read by `tokens`.
+                TenantSource::Jwt(_) => {}
+                // Configurations that name it are refused: it is not built in this version.
+                TenantSource::Host(_) => {}
             }
         }
+        let allow = config.upgrade.as_ref().map(|upgrade| &upgrade.allow);
+        let role = allow.and_then(|allow| {
+            let header = HeaderName::try_from(allow.header.as_ref()?.as_str()).ok()?;
+            Some(Role { header, values: allow.values.clone().unwrap_or_default() })
+        });
         let limits = &config.limits;
         let bytes = |size: ByteSize| usize::try_from(size.bytes()).unwrap_or(usize::MAX);
         Self {
             tenant_headers,
             fixed,
+            bearers: Bearers {
+                authorization: tokens.look_at(&TokenPlace::Authorization),
+                cookie: tokens.look_at_cookies(),
+                subprotocol: tokens.look_at(&TokenPlace::WebsocketProtocol),
+            },
+            tokens,
+            role,
             trusted: config.trusted_proxies.clone(),
             max_headers: usize::from(limits.headers),
             max_header_bytes: bytes(limits.header_bytes),
@@ -139,12 +190,14 @@ impl Intake {
         peer.is_none_or(|peer| self.trusted.iter().any(|network| network.contains(peer)))
     }
 
-    /// Read a request's headers. `raw_head` is the head as it came over HTTP/1, empty over HTTP/2.
+    /// Read a request's headers. `raw_head` is the head as it came over HTTP/1, empty over HTTP/2; `now` is what tokens are
+    /// judged by.
     pub(crate) fn read(
         &self,
         request: &RequestHeader,
         raw_head: impl FnOnce() -> bytes::Bytes,
         peer: Option<IpAddr>,
+        now: SystemTime,
     ) -> Result<Facts, Fault> {
         if request.raw_path().len() > self.max_target_bytes {
             return Err(Fault::TargetTooLong);
@@ -153,9 +206,10 @@ impl Intake {
             return Err(Fault::HeadersTooLarge);
         }
         let mut facts = Facts::of(peer, self.trusts(peer));
-        let (mut bytes, mut hosts, mut lengths, mut request_ids) = (0, 0, 0, 0);
+        let (mut bytes, mut hosts, mut lengths, mut request_ids, mut roles) = (0, 0, 0, 0, 0);
         let mut coded = false;
         let mut named = SmallVec::<[(&HeaderName, &HeaderValue); 2]>::new();
+        let mut bearers = SmallVec::<[(Bearer, &HeaderValue); 2]>::new();
         for (name, value) in &request.headers {
             bytes += name.as_str().len() + value.len() + 4;
             match name.as_str() {
@@ -171,10 +225,26 @@ impl Intake {
                     facts.request_id = Some(value.clone());
                 }
                 "traceparent" => facts.trace = Some(value.clone()),
+                "origin" => {
+                    let first = facts.origin.is_none();
+                    facts.origin = Some(if first { value.clone() } else { HeaderValue::from_static("null") });
+                }
+                "authorization" if self.bearers.authorization => bearers.push((Bearer::Authorization, value)),
+                "cookie" if self.bearers.cookie => bearers.push((Bearer::Cookie, value)),
+                "sec-websocket-protocol" => {
+                    facts.subprotocol = facts.subprotocol.or_else(|| who::our_subprotocol(value));
+                    if self.bearers.subprotocol {
+                        bearers.push((Bearer::Subprotocol, value));
+                    }
+                }
                 "x-forwarded-for" if facts.trusted => facts.forwarded.chain.push(value.clone()),
                 "x-forwarded-proto" if facts.trusted => facts.forwarded.proto = true,
                 "x-forwarded-host" if facts.trusted => facts.forwarded.host = true,
                 _ if self.tenant_headers.contains(name) && facts.trusted => named.push((name, value)),
+                _ if facts.trusted && self.is_role(name) => {
+                    roles += 1;
+                    facts.may_upgrade = roles == 1 && self.allows_upgrade(value);
+                }
                 _ => match self.passes(name, facts.trusted) {
                     Passes::Yes => {}
                     Passes::No => facts.strip.push(name.clone()),
@@ -199,7 +269,7 @@ impl Intake {
         if request_ids > 1 {
             facts.request_id = None;
         }
-        self.identify(&mut facts, &named);
+        self.identify(&mut facts, &named, &bearers, now);
         Ok(facts)
     }
 
@@ -217,7 +287,7 @@ impl Intake {
         let name_text = name.as_str();
         if name_text.contains('_') {
             let folded = name_text.replace('_', "-");
-            if folded == "x-tenant-id" || self.tenant_headers.iter().any(|header| header.as_str() == folded) {
+            if folded == "x-tenant-id" || self.is_identity(&folded) {
                 return Passes::Never;
             }
             return if self.is_protected(&folded) { Passes::No } else { Passes::Yes };
@@ -228,7 +298,7 @@ impl Intake {
             Some(b'f') => !trusted && name_text == "forwarded",
             _ => false,
         };
-        if strippable || (!trusted && self.tenant_headers.contains(name)) { Passes::No } else { Passes::Yes }
+        if strippable || (!trusted && self.is_identity(name_text)) { Passes::No } else { Passes::Yes }
     }
 
     /// Whether the backend takes a header of this lower-case name from us, and hence from nobody else.
@@ -236,32 +306,50 @@ impl Intake {
         ALWAYS_OURS.contains(&name)
             || NEVER_PASSED.contains(&name)
             || FROM_TRUSTED.contains(&name)
-            || self.tenant_headers.iter().any(|header| header.as_str() == name)
+            || self.is_identity(name)
     }
 
-    /// Who asks, by what the tenant's headers say.
-    fn identify(&self, facts: &mut Facts, named: &[(&HeaderName, &HeaderValue)]) {
-        let mut identity = self.fixed.map_or(Identity::Missing, Identity::Tenant);
+    /// Whether a header of this lower-case name says who someone is.
+    fn is_identity(&self, name: &str) -> bool {
+        let role = self.role.as_ref().map(|role| &role.header);
+        self.tenant_headers.iter().chain(role).any(|header| header.as_str() == name)
+    }
+
+    fn is_role(&self, name: &HeaderName) -> bool {
+        self.role.as_ref().is_some_and(|role| role.header == *name)
+    }
+
+    fn allows_upgrade(&self, role: &HeaderValue) -> bool {
+        let values = self.role.iter().flat_map(|role| &role.values);
+        values.into_iter().any(|value| value.as_bytes() == role.as_bytes())
+    }
+
+    /// Who asks, by what the tenant's headers and the tokens say.
+    fn identify(
+        &self,
+        facts: &mut Facts,
+        named: &[(&HeaderName, &HeaderValue)],
+        bearers: &[(Bearer, &HeaderValue)],
+        now: SystemTime,
+    ) {
+        let mut who = Who::new(self.fixed);
         for (i, (name, value)) in named.iter().enumerate() {
             let repeated = named[..i].iter().any(|(earlier, _)| earlier == name);
-            let said = match TenantId::parse(value.as_bytes()) {
-                _ if repeated || value.as_bytes().contains(&b',') => Identity::Conflicting,
-                Ok(tenant) => Identity::Tenant(tenant),
-                Err(_) => Identity::Invalid,
-            };
-            identity = match (identity, said) {
-                (Identity::Missing, said) => said,
-                (before, said) if before == said => before,
-                _ => Identity::Conflicting,
-            };
+            who.hear_header(value, repeated);
         }
-        facts.identity = identity;
-        let Identity::Tenant(tenant) = identity else { return };
+        if !bearers.is_empty() {
+            who.hear_tokens(bearers, &self.tokens, now.into());
+        }
+        facts.identity = who.identity();
+        facts.may_upgrade = (facts.may_upgrade || who.may_upgrade) && matches!(facts.identity, Identity::Tenant(_));
+        let Identity::Tenant(tenant) = who.named else { return };
+        facts.via = who.via;
+        facts.expires = who.expires;
         let all_canonical = named.iter().all(|(_, value)| is_canonical(value.as_bytes()));
         facts.tenant_in_place = all_canonical && named.iter().any(|(name, _)| *name == X_TENANT_ID);
         facts.tenant = match named.first() {
             Some((_, value)) if all_canonical => Some((*value).clone()),
-            _ => HeaderValue::from_str(&tenant.to_string()).ok(),
+            _ => who.canonical.or_else(|| HeaderValue::from_str(&tenant.to_string()).ok()),
         };
     }
 
@@ -275,6 +363,9 @@ impl Facts {
     fn of(peer: Option<IpAddr>, trusted: bool) -> Self {
         Self {
             identity: Identity::Missing,
+            via: None,
+            expires: None,
+            may_upgrade: false,
             tenant: None,
             tenant_in_place: false,
             trusted,
@@ -285,6 +376,8 @@ impl Facts {
             host: None,
             request_id: None,
             trace: None,
+            origin: None,
+            subprotocol: None,
         }
     }
 }
@@ -330,127 +423,4 @@ fn names_content_length(raw_head: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::Ipv4Addr;
-
-    use super::*;
-
-    const A: &str = "6f1c1c5e-8f3e-4a58-9a3c-0a4e1f0f7b11";
-    const B: &str = "00000000-0000-4000-8000-000000000001";
-    const GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 2, 3));
-    const STRANGER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
-
-    fn intake(sources: &str) -> Intake {
-        let text = format!(
-            "version: 1\nupstream: {{ address: 127.0.0.1:1 }}\ntrusted_proxies: [10.0.0.0/8]\n\
-             tenant: {{ sources: {sources} }}\nlicenses: {{ source: {{ postgres: {{}} }} }}\n"
-        );
-        let parsed = licensing::config::parse("test", &text).unwrap_or_else(|problems| panic!("{problems}"));
-        Intake::new(&parsed.config)
-    }
-
-    fn read(sources: &str, peer: IpAddr, headers: &[(&str, &str)]) -> Result<Facts, Fault> {
-        let mut request = RequestHeader::build("GET", b"/", None).expect("a request");
-        let mut raw = b"GET / HTTP/1.1\r\n".to_vec();
-        for (name, value) in [("Host", "app")].iter().chain(headers) {
-            raw.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
-            request.append_header((*name).to_owned(), *value).expect("a header");
-        }
-        intake(sources).read(&request, || raw.into(), Some(peer))
-    }
-
-    #[test]
-    fn identities() {
-        let (a, b) = (A.parse().expect("a UUID"), B.parse().expect("a UUID"));
-        let one = "[{ header: X-Tenant-ID }]";
-        let two = "[{ header: X-Tenant-ID }, { header: X-Org }]";
-        let fixed = format!("[{{ fixed: {B} }}]");
-        let list = format!("{A}, {A}");
-        for (sources, peer, headers, expected) in [
-            (one, GATEWAY, &[][..], Identity::Missing),
-            (one, GATEWAY, &[("X-Tenant-ID", A)], Identity::Tenant(a)),
-            (one, STRANGER, &[("X-Tenant-ID", A)], Identity::Missing),
-            (one, GATEWAY, &[("X-Tenant-ID", "")], Identity::Invalid),
-            (one, GATEWAY, &[("X-Tenant-ID", "acme")], Identity::Invalid),
-            (one, GATEWAY, &[("X-Tenant-ID", A), ("X-Tenant-ID", A)], Identity::Conflicting),
-            (one, GATEWAY, &[("X-Tenant-ID", &list)], Identity::Conflicting),
-            (two, GATEWAY, &[("X-Org", A)], Identity::Tenant(a)),
-            (two, GATEWAY, &[("X-Org", A), ("X-Tenant-ID", A)], Identity::Tenant(a)),
-            (two, GATEWAY, &[("X-Org", A), ("X-Tenant-ID", B)], Identity::Conflicting),
-            (two, GATEWAY, &[("X-Org", "acme"), ("X-Tenant-ID", B)], Identity::Conflicting),
-            (two, GATEWAY, &[("X-Org", B), ("X-Tenant-ID", "acme")], Identity::Conflicting),
-            (&fixed, STRANGER, &[("X-Tenant-ID", A)], Identity::Tenant(b)),
-        ] {
-            let found = read(sources, peer, headers).map(|facts| facts.identity).ok();
-            assert_eq!(found, Some(expected), "{sources} {headers:?}");
-        }
-    }
-
-    #[test]
-    fn tenants_are_told_canonically() {
-        let (upper, simple, blanks) = (A.to_uppercase(), A.replace('-', ""), format!("{}    ", A.replace('-', "")));
-        for (spelling, in_place) in [(A, true), (&upper, false), (&simple, false), (&blanks, false)] {
-            let facts = read("[{ header: X-Tenant-ID }]", GATEWAY, &[("X-Tenant-ID", spelling)]).expect("no fault");
-            assert_eq!(facts.tenant.as_ref().map(HeaderValue::as_bytes), Some(A.as_bytes()), "{spelling:?}");
-            assert_eq!(facts.tenant_in_place, in_place, "{spelling:?}");
-        }
-        let facts = read("[{ header: X-Org }]", GATEWAY, &[("X-Org", A)]).expect("no fault");
-        assert!(facts.tenant.is_some() && !facts.tenant_in_place, "not under our name yet");
-    }
-
-    #[test]
-    fn what_is_stripped_from_whom() {
-        for (name, from_gateway, from_stranger) in [
-            ("Accept", false, false),
-            ("X-Custom", false, false),
-            ("Under_Score", false, false),
-            ("X-Tenant-ID", false, true),
-            ("X-Forwarded-For", false, true),
-            ("Forwarded", false, true),
-            ("X-Real-IP", false, true),
-            ("X-License-Plan", true, true),
-            ("X-HTTP-Method-Override", true, true),
-            ("X-Original-URL", true, true),
-            ("X-Forwarded-Prefix", true, true),
-            ("x-middleware-subrequest", true, true),
-            ("X_License_Features", true, true),
-            ("X-Forwarded_For", true, true),
-            ("x_http_method_override", true, true),
-        ] {
-            for (peer, expected) in [(GATEWAY, from_gateway), (STRANGER, from_stranger)] {
-                let facts = read("[{ header: X-Tenant-ID }]", peer, &[(name, A)]);
-                let stripped = facts.map(|facts| facts.strip.iter().any(|n| n.as_str().eq_ignore_ascii_case(name)));
-                assert_eq!(stripped.ok(), Some(expected), "{name} from {peer}");
-            }
-        }
-    }
-
-    #[test]
-    fn what_no_sane_client_sends() {
-        let one = "[{ header: X-Tenant-ID }]";
-        for headers in [
-            &[("X_Tenant_ID", A)][..],
-            &[("Host", "other")],
-            &[("Content-Length", "2"), ("Content-Length", "2")],
-            &[("Content-Length", "2, 2")],
-            &[("Transfer-Encoding", "chunked"), ("content-length", "2")],
-            &[("Connection", "close, x-tenant-id")],
-            &[("Connection", "X-License-Plan")],
-            &[("Connection", "X-Forwarded-For")],
-            &[("Connection", "X-Request-ID")],
-        ] {
-            assert_eq!(read(one, GATEWAY, headers).err(), Some(Fault::Malformed), "{headers:?}");
-        }
-        for headers in [
-            &[("Connection", "keep-alive, Upgrade"), ("Upgrade", "websocket")][..],
-            &[("Connection", "X-Whatever")],
-            &[("Transfer-Encoding", "chunked")],
-            &[("X-Content-Length", "2"), ("Transfer-Encoding", "chunked")],
-        ] {
-            assert!(read(one, GATEWAY, headers).is_ok_and(|facts| facts.hop_by_hop), "{headers:?}");
-        }
-        let many: Vec<_> = (0..100).map(|_| ("X-A", "1")).collect();
-        assert_eq!(read(one, GATEWAY, &many).err(), Some(Fault::HeadersTooLarge), "100 and Host");
-        assert_eq!(read(one, GATEWAY, &[("X-A", &"x".repeat(65_536))]).err(), Some(Fault::HeadersTooLarge));
-    }
-}
+mod tests;

@@ -14,7 +14,7 @@ use std::time::{Instant, SystemTime};
 
 use async_trait::async_trait;
 use http::{HeaderValue, Method};
-use licensing::answer::Failure;
+use licensing::answer::{Answer, Failure};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
@@ -49,7 +49,15 @@ pub(crate) struct Context {
     facts: Option<Facts>,
     ruling: Option<Ruling>,
     upstream_status: Option<u16>,
+    /// Whether it had its answer without the gate.
+    answered: bool,
     _in_flight: InFlight,
+}
+
+/// What becomes of a request on which the gate does not rule.
+enum Instead {
+    Answer(Answer),
+    Fail(Failure),
 }
 
 #[async_trait]
@@ -66,6 +74,7 @@ impl ProxyHttp for Proxy {
             facts: None,
             ruling: None,
             upstream_status: None,
+            answered: false,
             _in_flight: InFlight::new(&self.metrics),
         })
     }
@@ -90,7 +99,8 @@ impl ProxyHttp for Proxy {
                 Ok(false)
             }
             Ok(ruling) => Box::pin(self.deny(session, context, ruling)).await,
-            Err(failure) => Box::pin(self.fail(session, context, failure)).await,
+            Err(Instead::Fail(failure)) => Box::pin(self.fail(session, context, failure)).await,
+            Err(Instead::Answer(answer)) => Box::pin(self.answer(session, context, answer)).await,
         }
     }
 
@@ -188,12 +198,12 @@ impl Proxy {
     /// Read a request and have the gate rule on it.
     ///
     /// # Errors
-    /// When it is not even read.
-    async fn judge(&self, session: &mut Session, context: &mut Context) -> std::result::Result<Ruling, Failure> {
-        let Context { snapshot, facts, request_id, begun, .. } = context;
+    /// When it can't be read, or has its answer without the gate.
+    async fn judge(&self, session: &mut Session, context: &mut Context) -> std::result::Result<Ruling, Instead> {
+        let Context { snapshot, facts, request_id, begun, begun_wall, .. } = context;
         let request = session.req_header();
         let raw_head = || session.as_http1().map(|http1| http1.get_headers_raw_bytes()).unwrap_or_default();
-        let facts = match snapshot.intake.read(request, raw_head, peer_ip(session)) {
+        let facts = match snapshot.intake.read(request, raw_head, peer_ip(session), *begun_wall) {
             Ok(read) => facts.insert(read),
             Err(fault) => {
                 *request_id = request_id::said_in(request);
@@ -206,10 +216,13 @@ impl Proxy {
                     Fault::HeadersTooLarge => Failure::HeadersTooLarge,
                     Fault::TargetTooLong => Failure::TargetTooLong,
                 };
-                return Err(failure);
+                return Err(Instead::Fail(failure));
             }
         };
         *request_id = request_id::of(facts.request_id.as_ref());
+        if let Some(answer) = respond::preflight(session, &snapshot.cors) {
+            return Err(Instead::Answer(answer));
+        }
         let (method, target) = (request.method.as_str(), request.raw_path());
         match self.gate.rule(&snapshot.policy, method, target, facts.identity, *begun) {
             Step::Ruled(ruling) => Ok(ruling),
@@ -218,12 +231,20 @@ impl Proxy {
         }
     }
 
+    async fn answer(&self, session: &mut Session, context: &mut Context, mut answer: Answer) -> Result<bool> {
+        let Snapshot { cors, drain, .. } = &*context.snapshot;
+        context.answered = true;
+        answer.headers.push(("X-Request-ID", context.request_id.to_str().unwrap_or_default().to_owned()));
+        respond::respond(session, answer, cors, *drain).await?;
+        Ok(true)
+    }
+
     async fn deny(&self, session: &mut Session, context: &mut Context, ruling: Ruling) -> Result<bool> {
-        let Snapshot { policy, drain, .. } = &*context.snapshot;
+        let Snapshot { policy, cors, drain, .. } = &*context.snapshot;
         if let Some(denial) = context.ruling.insert(ruling).denial() {
             let id = context.request_id.to_str().unwrap_or_default();
             let answer = policy.answers.denial(&denial, &policy.plans, id, respond::format_for(session));
-            respond::respond(session, answer, *drain).await?;
+            respond::respond(session, answer, cors, *drain).await?;
         }
         Ok(true)
     }
@@ -236,10 +257,10 @@ impl Proxy {
 
     async fn say_failure(&self, session: &mut Session, context: &Context, failure: Failure) -> Result<u16> {
         let id = context.request_id.to_str().unwrap_or_default();
-        let Snapshot { policy, drain, .. } = &*context.snapshot;
+        let Snapshot { policy, cors, drain, .. } = &*context.snapshot;
         let answer = policy.answers.failure(failure, id, respond::format_for(session));
         let status = answer.status;
-        respond::respond(session, answer, *drain).await?;
+        respond::respond(session, answer, cors, *drain).await?;
         Ok(status)
     }
 
@@ -258,6 +279,7 @@ impl Proxy {
         let target = request.raw_path();
         let path = memchr::memchr(b'?', target).map_or(target, |query| &target[..query]);
         let facts = context.facts.as_ref();
+        let without_ruling = if context.answered { "answered" } else { "refused" };
         log.write(&Line {
             begun: context.begun_wall,
             request_id: context.request_id.to_str().unwrap_or_default(),
@@ -266,7 +288,7 @@ impl Proxy {
             method: request.method.as_str(),
             path: &String::from_utf8_lossy(path),
             status: session.response_written().map_or(0, |head| head.status.as_u16()),
-            decision: ruling.map_or("refused", |ruling| ruling.outcome.as_str()),
+            decision: ruling.map_or(without_ruling, |ruling| ruling.outcome.as_str()),
             reason: ruling.and_then(|ruling| ruling.reason).map(licensing::reason::Reason::name),
             feature: ruling.and_then(|ruling| ruling.feature.as_deref()),
             rule: ruling.and_then(|ruling| ruling.rule.as_deref()),

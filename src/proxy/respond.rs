@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Method;
 use licensing::answer::{Answer, Format};
+use licensing::cors::Cors;
 use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
@@ -19,13 +20,16 @@ pub(crate) struct DrainBounds {
 }
 
 /// Write an answer, then drain what the client is still sending.
-pub(super) async fn respond(session: &mut Session, answer: Answer, bounds: DrainBounds) -> Result<()> {
+pub(super) async fn respond(session: &mut Session, answer: Answer, cors: &Cors, bounds: DrainBounds) -> Result<()> {
     let is_head = session.req_header().method == Method::HEAD;
-    let mut head = ResponseHeader::build(answer.status, Some(answer.headers.len() + 3))?;
-    for (name, value) in answer.headers {
-        head.insert_header(name, value)?;
+    let mut head = ResponseHeader::build(answer.status, Some(answer.headers.len() + 7))?;
+    for (name, value) in cors.headers(origin(session)).into_iter().chain(answer.headers) {
+        head.append_header(name, value)?;
     }
-    head.insert_header(http::header::CONTENT_LENGTH, answer.body.len())?;
+    // RFC 9110 section 8.6: a 204 has no length.
+    if answer.status != 204 {
+        head.insert_header(http::header::CONTENT_LENGTH, answer.body.len())?;
+    }
     let downstream = session.as_downstream_mut();
     downstream.write_response_header(Box::new(head)).await?;
     if is_head || answer.body.is_empty() {
@@ -41,6 +45,24 @@ pub(super) async fn respond(session: &mut Session, answer: Answer, bounds: Drain
 pub(super) fn format_for(session: &Session) -> Format {
     let header = |name| session.get_header(name).map(http::HeaderValue::as_bytes);
     Format::negotiate(header(http::header::CONTENT_TYPE), header(http::header::ACCEPT))
+}
+
+/// The answer to a preflight of a listed origin; none if this is no such request.
+pub(super) fn preflight(session: &Session, cors: &Cors) -> Option<Answer> {
+    let request = session.req_header();
+    if request.method != Method::OPTIONS {
+        return None;
+    }
+    let header = |name| request.headers.get(name).map(http::HeaderValue::as_bytes);
+    let method = header(http::header::ACCESS_CONTROL_REQUEST_METHOD)?;
+    cors.preflight(origin(session)?, method, header(http::header::ACCESS_CONTROL_REQUEST_HEADERS))
+}
+
+/// The origin of the page that a browser asks for. No browser sends two.
+fn origin(session: &Session) -> Option<&[u8]> {
+    let mut origins = session.req_header().headers.get_all(http::header::ORIGIN).iter();
+    let first = origins.next()?;
+    origins.next().is_none().then_some(first.as_bytes())
 }
 
 async fn drain(session: &mut Session, bounds: DrainBounds) {

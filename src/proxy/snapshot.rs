@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow, bail};
 use arc_swap::ArcSwap;
 use licensing::config::{Config, Missing, PlanSettings, UpstreamAddress};
+use licensing::cors::Cors;
 use licensing::routes::Routes;
 use licensing::{answer::Answers, config};
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
@@ -13,6 +14,7 @@ use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use super::intake::{Facts, Intake};
 use super::respond::DrainBounds;
 use crate::gate::{Policy, RulePolicy};
+use crate::identity::Tokens;
 use crate::reload::fingerprint;
 use crate::settings::Settings;
 
@@ -23,6 +25,7 @@ pub(crate) type Snapshots = Arc<ArcSwap<Snapshot>>;
 pub(crate) struct Snapshot {
     pub(crate) policy: Policy,
     pub(crate) intake: Intake,
+    pub(crate) cors: Cors,
     pub(crate) upstream: Upstream,
     pub(crate) drain: DrainBounds,
     pub(crate) log_raw_target: bool,
@@ -43,13 +46,14 @@ impl Snapshot {
     /// Compile what `settings` say.
     ///
     /// # Errors
-    /// When rules contradict each other, or the upstream's name can't be resolved.
+    /// When rules contradict each other, the upstream's name can't be resolved, or the keys of tokens can't be used.
     pub(crate) fn of(settings: &Settings) -> anyhow::Result<Self> {
         let config = &settings.config;
         let limits = &config.limits;
         Ok(Self {
             policy: policy(config)?,
-            intake: Intake::new(config),
+            intake: Intake::new(config, Tokens::load(config, &settings.file)?),
+            cors: config.cors.as_ref().map(Cors::new).unwrap_or_default(),
             upstream: Upstream::of(&config.upstream)?,
             drain: DrainBounds { bytes: limits.drain_bytes.bytes(), time: limits.drain_timeout.get() },
             log_raw_target: config.log.raw_target,

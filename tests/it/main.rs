@@ -2,6 +2,7 @@
 
 mod cli;
 mod coherence;
+mod cors;
 mod decisions;
 mod demo;
 mod explain;
@@ -21,3 +22,4 @@ mod real_backend;
 mod reload;
 mod rollout;
 mod streaming;
+mod tokens;

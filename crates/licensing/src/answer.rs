@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::decide::Denial;
 use crate::plans::Plans;
 use crate::reason::Reason;
+use crate::tenant::TokenFault;
 
 /// The name under which this program answers in `Proxy-Status` (RFC 9209).
 pub const PROXY_NAME: &str = "dotmac-license-proxy";
@@ -115,8 +116,7 @@ impl Answers {
         let error = if reason == Reason::StoreUnavailable { "proxy_internal_error" } else { "http_request_denied" };
         let mut headers = common_headers(error, meaning.name, request_id);
         match reason {
-            // RFC 9110 section 11.6.1: a 401 names a scheme.
-            Reason::TenantMissing => headers.push(("WWW-Authenticate", "Bearer realm=\"tenant\"".to_owned())),
+            Reason::TenantMissing => headers.push(("WWW-Authenticate", challenge(denial.token))),
             Reason::StoreUnavailable => headers.push(("Retry-After", RETRY_AFTER_SECONDS.to_owned())),
             _ => {}
         }
@@ -254,6 +254,16 @@ fn common_headers(error: &str, details: &str, request_id: &str) -> Vec<(&'static
     ]
 }
 
+/// RFC 9110 section 11.6.1: a 401 names a scheme. RFC 6750 section 3.1: a client whose token is no good hears that, so that it
+/// gets itself a new one.
+fn challenge(token: Option<TokenFault>) -> String {
+    let challenge = "Bearer realm=\"tenant\"";
+    match token {
+        Some(fault) => format!("{challenge}, error=\"invalid_token\", error_description=\"{fault}\""),
+        None => challenge.to_owned(),
+    }
+}
+
 /// A sentence for the person who sees it.
 fn message(denial: &Denial<'_>, available_in: &[&str]) -> String {
     let feature = denial.feature.unwrap_or("this feature");
@@ -274,7 +284,10 @@ fn message(denial: &Denial<'_>, available_in: &[&str]) -> String {
         (Reason::LicenseNotYetValid, Some(license)) => format!("The licence begins on {}.", license.valid_from),
         (Reason::LicenseNotYetValid, None) => "The licence has not begun.".to_owned(),
         (Reason::UsageLimitExceeded, _) => format!("The licence's limit for {feature} is used up."),
-        (Reason::TenantMissing, _) => "The request names no tenant.".to_owned(),
+        (Reason::TenantMissing, _) => match denial.token {
+            Some(fault) => fault.to_string(),
+            None => "The request names no tenant.".to_owned(),
+        },
         (Reason::TenantInvalid, _) => "The request names no valid tenant, or more than one.".to_owned(),
         (Reason::RequestMalformed, _) => "The request is malformed.".to_owned(),
         (Reason::RequestAmbiguous, _) => "The request's path can be read in more than one way.".to_owned(),

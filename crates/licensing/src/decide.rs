@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::enforcement::Mode;
 use crate::license::{License, Validity};
 use crate::reason::Reason;
+use crate::tenant::TokenFault;
 use crate::time::Timestamp;
 
 /// What the rules demand of a request.
@@ -39,6 +40,9 @@ pub enum Standing<'a> {
     },
     /// What names the tenant names none, or several.
     InvalidTenant,
+    /// A token that should name the tenant is not to be believed. It is refused also where no tenant is needed: a client
+    /// that has one must hear that it is of no use.
+    BadToken(TokenFault),
 }
 
 /// What became of a request, and why.
@@ -64,6 +68,8 @@ pub struct Denial<'a> {
     pub feature: Option<&'a str>,
     /// The licence that was not enough, where there is one.
     pub license: Option<&'a License>,
+    /// What is wrong with the token that should have named the tenant, where that is the reason.
+    pub token: Option<TokenFault>,
 }
 
 /// Decide. `grace` is how long past its end an `auto_renew` licence is served.
@@ -74,14 +80,21 @@ pub struct Denial<'a> {
 pub fn decide<'a>(need: Need<'a>, standing: Standing<'a>, mode: Mode, grace: Duration, now: Timestamp) -> Decision<'a> {
     let outcome = match need {
         Need::Nothing => Ok(None),
-        Need::Denied => Err(Denial { reason: Reason::RouteDenied, feature: None, license: None }),
-        Need::Refused(reason) => Err(Denial { reason, feature: None, license: None }),
+        Need::Denied => Err(Denial::without_license(Reason::RouteDenied)),
+        Need::Refused(reason) => Err(Denial::without_license(reason)),
         Need::Features(features) => licensed(features, standing, mode, grace, now),
     };
     match outcome {
         Ok(grace_until) => Decision::Allow { grace_until },
         Err(denial) if mode == Mode::Enforce => Decision::Deny(denial),
         Err(denial) => Decision::Shadow(denial),
+    }
+}
+
+impl Denial<'_> {
+    /// For what has nothing to do with a licence.
+    const fn without_license(reason: Reason) -> Self {
+        Self { reason, feature: None, license: None, token: None }
     }
 }
 
@@ -94,9 +107,12 @@ fn licensed<'a>(
     now: Timestamp,
 ) -> Result<Option<Timestamp>, Denial<'a>> {
     let first = features.first().copied();
-    let denial = |reason, feature, license| Denial { reason, feature, license };
+    let denial = |reason, feature, license| Denial { feature, license, ..Denial::without_license(reason) };
     let license = match standing {
         Standing::InvalidTenant => return Err(denial(Reason::TenantInvalid, first, None)),
+        Standing::BadToken(fault) => {
+            return Err(Denial { token: Some(fault), ..denial(Reason::TenantMissing, first, None) });
+        }
         Standing::NoTenant { allow: true } => return Ok(None),
         Standing::NoTenant { allow: false } => return Err(denial(Reason::TenantMissing, first, None)),
         _ if mode == Mode::Off => return Ok(None),

@@ -19,7 +19,7 @@ pub enum Reason {
     LicenseNotYetValid,
     /// A limit of the licence is used up.
     UsageLimitExceeded,
-    /// No configured source names a tenant.
+    /// No configured source names a tenant, or a token that should is not to be believed.
     TenantMissing,
     /// What names the tenant is no tenant id, or two sources disagree.
     TenantInvalid,

@@ -1,4 +1,4 @@
-//! Who asks: a tenant's id, read from any usual spelling and canonical afterwards.
+//! Who asks: a tenant's id, read from any usual spelling and canonical afterwards, and why a token is no proof of one.
 
 use std::fmt;
 
@@ -14,6 +14,26 @@ pub struct TenantId(Uuid);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a tenant id is a UUID, such as 6f1c1c5e-8f3e-4a58-9a3c-0a4e1f0f7b11")]
 pub struct InvalidTenantId;
+
+/// Why a signed token that should name the tenant is not believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TokenFault {
+    /// Its time is over.
+    #[error("The token has expired.")]
+    Expired,
+    /// Its time has not come.
+    #[error("The token is not valid yet.")]
+    NotYetValid,
+    /// Its signature is wrong, or it can't be told whose it should be.
+    #[error("The token is not signed by a key that is trusted here.")]
+    Untrusted,
+    /// It is meant for somebody else.
+    #[error("The token is meant for another audience.")]
+    WrongAudience,
+    /// It can't be read, demands extensions, or does not say when it expires.
+    #[error("The token is malformed.")]
+    Malformed,
+}
 
 impl TenantId {
     /// The tenant with this UUID.

@@ -13,7 +13,9 @@ use std::sync::LazyLock;
 use tokio::runtime::{Builder, Handle, Runtime};
 
 pub(crate) mod backend;
+pub(crate) mod browser;
 pub(crate) mod client;
+pub(crate) mod jwt;
 pub(crate) mod load;
 pub(crate) mod pooler;
 pub(crate) mod postgres;
@@ -30,6 +32,7 @@ pub(crate) mod world;
 
 pub(crate) use backend::Backend;
 pub(crate) use client::{RawClient, RawResponse};
+pub(crate) use jwt::Signer;
 pub(crate) use load::{Ask, Load, Samples};
 pub(crate) use pooler::Pooler;
 pub(crate) use postgres::{Database, Postgres, Session};

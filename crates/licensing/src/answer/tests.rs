@@ -35,7 +35,7 @@ fn answers() -> Answers {
 fn say(reason: Reason, feature: Option<&str>, format: Format) -> Answer {
     let license = starter();
     let license = matches!(reason, Reason::FeatureNotInPlan | Reason::LicenseExpired).then_some(&license);
-    answers().denial(&Denial { reason, feature, license }, &plans(), "req-1", format)
+    answers().denial(&Denial { reason, feature, license, token: None }, &plans(), "req-1", format)
 }
 
 fn header<'a>(answer: &'a Answer, name: &str) -> Option<&'a str> {
@@ -153,7 +153,8 @@ fn formats_are_negotiated() {
 #[test]
 fn statuses_can_be_overridden_and_urls_are_encoded() {
     let answers = Answers::new("/up?f={feature}".into(), [(Reason::UsageLimitExceeded, 429)]);
-    let denial = Denial { reason: Reason::UsageLimitExceeded, feature: Some("field ops&x=1_a-b.c"), license: None };
+    let feature = Some("field ops&x=1_a-b.c");
+    let denial = Denial { reason: Reason::UsageLimitExceeded, feature, license: None, token: None };
     let answer = answers.denial(&denial, &plans(), "r", Format::Json);
     assert_eq!(answer.status, 429);
     let body: Value = serde_json::from_slice(&answer.body).expect("JSON");
@@ -178,4 +179,17 @@ fn failures_name_themselves() {
         assert_eq!(body["request_id"], "req-2");
         assert!(header(&answer, "Proxy-Status").is_some_and(|v| v.starts_with("dotmac-license-proxy; error=")));
     }
+}
+
+#[test]
+fn a_client_with_a_bad_token_is_told_so() {
+    let say = |token| {
+        let denial = Denial { reason: Reason::TenantMissing, feature: Some("crm"), license: None, token };
+        let answer = answers().denial(&denial, &plans(), "req-1", Format::Json);
+        let body: Value = serde_json::from_slice(&answer.body).expect("JSON");
+        (answer.status, header(&answer, "WWW-Authenticate").map(str::to_owned), body["message"].clone())
+    };
+    let expected = r#"Bearer realm="tenant", error="invalid_token", error_description="The token has expired.""#;
+    assert_eq!(say(Some(TokenFault::Expired)), (401, Some(expected.to_owned()), json!("The token has expired.")));
+    assert_eq!(say(None), (401, Some(r#"Bearer realm="tenant""#.to_owned()), json!("The request names no tenant.")));
 }

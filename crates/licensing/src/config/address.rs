@@ -173,7 +173,7 @@ fn socket_path(path: &str) -> Result<PathBuf, InvalidAddress> {
 
 /// A DNS name or an IPv4 address (RFC 1123 section 2.1; `_` occurs in container networks). Only digits and dots is an
 /// address, and must be one.
-fn is_host_name(host: &str) -> bool {
+pub(super) fn is_host_name(host: &str) -> bool {
     let label = |label: &str| {
         !label.is_empty()
             && label.len() <= 63

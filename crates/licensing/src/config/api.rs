@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::origin::Origin;
 use super::quantity::Duration;
 
 /// Where the proxy serves its own licence API.
@@ -19,8 +20,9 @@ pub struct ApiSettings {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CorsSettings {
-    /// The origins whose pages may read our answers, such as `https://app.example.com`. Default: none.
-    pub allow_origins: Vec<String>,
+    /// The origins whose pages may ask, and read our answers, such as `https://app.example.com`; `*` for every one, which may
+    /// not send cookies. Default: none.
+    pub allow_origins: Vec<Origin>,
     /// Whether they may send cookies. Default: false.
     pub allow_credentials: bool,
 }

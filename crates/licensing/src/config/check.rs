@@ -6,7 +6,7 @@ use super::names::{FeatureName, HeaderName};
 use super::node::{Node, Step, written};
 use super::policy::UpgradeAllow;
 use super::problem::Collector;
-use super::tenant::TenantSource;
+use super::tenant::{Jwt, TenantSource, TokenPlace};
 use super::{Config, LicenseSource};
 use crate::routes::Place;
 
@@ -30,6 +30,7 @@ pub(super) fn check(config: &Config, tree: &Node, problems: &mut Collector<'_>) 
     checker.plans();
     checker.enforcement();
     checker.upgrade();
+    checker.cors();
     checker.deny();
 }
 
@@ -82,6 +83,7 @@ impl Checker<'_, '_> {
                 TenantSource::Header(name) => {
                     self.believed_header(&at!["tenant", "sources", i, "header"], name);
                 }
+                TenantSource::Jwt(jwt) => self.token(i, jwt),
                 TenantSource::Fixed(_) if sources.len() > 1 => {
                     self.error(
                         &path,
@@ -89,6 +91,28 @@ impl Checker<'_, '_> {
                     );
                 }
                 _ => {}
+            }
+        }
+    }
+
+    fn token(&mut self, i: usize, jwt: &Jwt) {
+        if jwt.keys.as_os_str().is_empty() {
+            self.error(&at!["tenant", "sources", i, "jwt", "keys"], "expected the path of a file");
+        }
+        if jwt.claim.is_empty() {
+            self.error(&at!["tenant", "sources", i, "jwt", "claim"], "expected the name of a claim");
+        }
+        if jwt.from.is_empty() {
+            let message = "expected at least one of authorization, websocket_protocol and a cookie";
+            self.error(&at!["tenant", "sources", i, "jwt", "from"], message);
+        }
+        for (j, place) in jwt.from.iter().enumerate() {
+            // A cookie's name is a token, and so is a header's (RFC 6265 section 4.1.1).
+            if let TokenPlace::Cookie(name) = place
+                && name.parse::<HeaderName>().is_err()
+            {
+                let message = format!("{name:?} is no name of a cookie: expected one such as access_token");
+                self.error(&at!["tenant", "sources", i, "jwt", "from", j, "cookie"], message);
             }
         }
     }
@@ -186,8 +210,23 @@ impl Checker<'_, '_> {
             UpgradeAllow { header: Some(name), values: Some(values), jwt: None } if !values.is_empty() => {
                 self.believed_header(&at!["upgrade", "allow", "header"], name);
             }
-            UpgradeAllow { header: None, values: None, jwt: Some(jwt) } if !jwt.values.is_empty() => {}
+            UpgradeAllow { header: None, values: None, jwt: Some(jwt) } if !jwt.values.is_empty() => {
+                if self.config.tenant.tokens().next().is_none() {
+                    let message = "the role is a claim of the tenant's token, and no source in `tenant` is a token";
+                    self.error(&at!["upgrade", "allow", "jwt"], message);
+                }
+            }
             _ => self.error(&path, "expected `header` with `values`, or `jwt` with `claim` and `values`"),
+        }
+    }
+
+    fn cors(&mut self) {
+        let Some(cors) = &self.config.cors else { return };
+        for (i, origin) in cors.allow_origins.iter().enumerate() {
+            if origin.is_any() && cors.allow_credentials {
+                let message = "with `allow_credentials` any page could ask in its visitors' names: list the origins";
+                self.error(&at!["cors", "allow_origins", i], message);
+            }
         }
     }
 

@@ -12,6 +12,7 @@ mod licenses;
 mod names;
 mod node;
 mod not_built;
+mod origin;
 mod policy;
 mod problem;
 mod quantity;
@@ -36,6 +37,7 @@ pub use self::licenses::{
     ChangeFeed, FileSettings, LicenseSettings, LicenseSource, OnFailure, PostgresSettings, RedisSettings,
 };
 pub use self::names::{FeatureName, HeaderName, InvalidName, Method, PlanName, Tenant};
+pub use self::origin::{InvalidOrigin, Origin};
 pub use self::policy::{
     ClaimValues, DenySettings, EnforcementSettings, Limit, PlanSettings, RolloutSettings, UpgradeAllow, UpgradeMode,
     UpgradeSettings,
@@ -184,11 +186,7 @@ impl Config {
 
     /// The files that are named here and that the treatment of requests depends on, relative to the configuration's own.
     pub fn files_of_requests(&self) -> Vec<&Path> {
-        let keys = self.tenant.sources.iter().filter_map(|source| match source {
-            TenantSource::Jwt(jwt) => Some(jwt.keys.as_path()),
-            _ => None,
-        });
-        keys.collect()
+        self.tenant.tokens().map(|jwt| jwt.keys.as_path()).collect()
     }
 
     /// Put back what can't change while the program runs, as `running` has it. Answers the keys whose new values wait for a

@@ -18,13 +18,11 @@ const fn key(key: &'static str, what: &'static str) -> NotBuilt {
 /// The one list of them.
 pub(super) const NOT_BUILT: &[NotBuilt] = &[
     key("listen.admin", "the admin API"),
-    key("tenant.sources[].jwt", "tenants from signed tokens"),
     key("tenant.sources[].host", "tenants from host names"),
     key("routes.rules[].meter", "counting requests"),
     key("plans[].limits", "limits of use"),
     key("upgrade", "upgrades through the proxy"),
     key("api", "the licence API"),
-    key("cors", "answers to browsers on other origins"),
     key("usage", "counting requests"),
     key("limits.header_timeout", "limits on slow clients"),
     key("limits.connections", "limits under overload"),

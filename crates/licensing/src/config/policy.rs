@@ -96,7 +96,7 @@ pub struct UpgradeAllow {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClaimValues {
-    /// The claim.
+    /// The claim, a text or a list of texts; dots lead into claims that are objects, as in realm_access.roles.
     pub claim: String,
     /// The values.
     pub values: Vec<String>,

@@ -1,6 +1,6 @@
 //! The section `tenant`: where a request says whose it is.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -47,12 +47,12 @@ pub struct Jwt {
     #[serde(default = "authorization")]
     #[schemars(length(min = 1))]
     pub from: Vec<TokenPlace>,
-    /// The claim that names the tenant. Default: tenant_id.
+    /// The claim that names the tenant; dots lead into claims that are objects. Default: tenant_id.
     #[serde(default = "tenant_id")]
     pub claim: String,
-    /// A file of public keys as a JWK set (RFC 7517), relative to the configuration file.
+    /// A file of keys as a JWK set (RFC 7517), relative to the configuration file: HS256, RS256, ES256 and EdDSA.
     pub keys: PathBuf,
-    /// The issuer that tokens must name. Default: any.
+    /// The issuer whose tokens these are; other issuers' are left to the backend. Default: every token is ours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issuer: Option<String>,
     /// The audience that tokens must name. Default: any.
@@ -69,7 +69,7 @@ pub struct Jwt {
 pub enum TokenPlace {
     /// `Authorization: Bearer …`.
     Authorization,
-    /// The subprotocol that a WebSocket client asks for.
+    /// A subprotocol that a WebSocket client offers, beside `dotmac-license` or the backend's own.
     WebsocketProtocol,
     /// A cookie of this name.
     Cookie(String),
@@ -84,6 +84,23 @@ pub enum Missing {
     Deny,
     /// It goes on.
     Allow,
+}
+
+impl TenantSettings {
+    /// The sources that are tokens.
+    pub fn tokens(&self) -> impl Iterator<Item = &Jwt> {
+        self.sources.iter().filter_map(|source| match source {
+            TenantSource::Jwt(jwt) => Some(jwt),
+            TenantSource::Header(_) | TenantSource::Host(_) | TenantSource::Fixed(_) => None,
+        })
+    }
+}
+
+impl Jwt {
+    /// The file of keys, seen from where `config_file` lies.
+    pub fn keys_file(&self, config_file: &Path) -> PathBuf {
+        config_file.parent().unwrap_or(Path::new("")).join(&self.keys)
+    }
 }
 
 fn authorization() -> Vec<TokenPlace> {

@@ -154,8 +154,39 @@ const CHANGES: &[Case] = &[
         &[
             "4:21: error: tenant.sources[0]: `fixed` names one tenant for every request: no other source may stand beside it",
             "4:87: error: tenant.sources[2]: is the same as source 1 (line 4)",
-            "4:103: error: tenant.sources[3].jwt: `jwt` is not built in this version (tenants from signed tokens); remove the key",
             "4:121: error: tenant.sources[4].host: `host` is not built in this version (tenants from host names); remove the key",
+        ],
+    ),
+    (
+        &[
+            "tenant: { sources: [{ jwt: { keys: '', claim: '', from: [] } }, { jwt: { keys: k, from: [{ cookie: 'a b' }, header] } }] }",
+        ],
+        &[
+            "4:109: error: tenant.sources[1].jwt.from[1]: `header` is not known here; expected one of `authorization`, `websocket_protocol`, `cookie`",
+        ],
+    ),
+    (
+        &[
+            "tenant: { sources: [{ jwt: { keys: '', claim: '', from: [] } }, { jwt: { keys: k, from: [{ cookie: 'a b' }] } }] }",
+        ],
+        &[
+            "4:36: error: tenant.sources[0].jwt.keys: expected the path of a file",
+            "4:47: error: tenant.sources[0].jwt.claim: expected the name of a claim",
+            "4:57: error: tenant.sources[0].jwt.from: expected at least one of authorization, websocket_protocol and a cookie",
+            "4:100: error: tenant.sources[1].jwt.from[0].cookie: \"a b\" is no name of a cookie: expected one such as access_token",
+        ],
+    ),
+    (
+        &["cors: { allow_origins: ['*', https://app.example.com], allow_credentials: true }"],
+        &[
+            "8:25: error: cors.allow_origins[0]: with `allow_credentials` any page could ask in its visitors' names: list the origins",
+        ],
+    ),
+    (
+        &["cors: { allow_origins: [https://app.example.com/, 'null'] }"],
+        &[
+            "8:25: error: cors.allow_origins[0]: \"https://app.example.com/\" is no origin: nothing stands behind host and port; expected one such as https://app.example.com",
+            "8:51: error: cors.allow_origins[1]: \"null\" is no origin: it is what many pages say that have nothing else in common; expected one such as https://app.example.com",
         ],
     ),
     (
@@ -288,7 +319,6 @@ const CHANGES: &[Case] = &[
             "8:1: error: upgrade: `upgrade` is not built in this version (upgrades through the proxy); remove the key",
             "8:29: error: upgrade.allow.header: any client can send x-user-role: name in `trusted_proxies` those from whom it is believed",
             "9:1: error: api: `api` is not built in this version (the licence API); remove the key",
-            "10:1: error: cors: `cors` is not built in this version (answers to browsers on other origins); remove the key",
             "11:1: error: usage: `usage` is not built in this version (counting requests); remove the key",
         ],
     ),

@@ -52,6 +52,7 @@ fn plan_by_feature_by_validity_by_enforcement() {
                         reason,
                         feature: Some(feature),
                         license: Some(&license),
+                        token: None,
                     });
                     let grace_until = grace_days.map(|d| Timestamp::from_micros(NOW.as_micros() + d * DAY));
                     let expected = match (mode, denial) {
@@ -84,6 +85,7 @@ fn standings_without_a_licence() {
     use Mode::{Enforce, Off, Shadow};
     let unknown = |allow| Standing::Unknown { allow };
     let nobody = |allow| Standing::NoTenant { allow };
+    let bad_token = Standing::BadToken(crate::tenant::TokenFault::Expired);
     for (need, standing, mode, expected) in [
         (feature, Standing::Unlicensed, Enforce, ("deny", Some(Reason::NoLicense))),
         (feature, Standing::Unlicensed, Shadow, ("shadow", Some(Reason::NoLicense))),
@@ -94,6 +96,9 @@ fn standings_without_a_licence() {
         (feature, nobody(true), Enforce, ("allow", None)),
         (feature, nobody(false), Enforce, ("deny", Some(Reason::TenantMissing))),
         (feature, nobody(false), Off, ("shadow", Some(Reason::TenantMissing))),
+        (feature, bad_token, Enforce, ("deny", Some(Reason::TenantMissing))),
+        (feature, bad_token, Shadow, ("shadow", Some(Reason::TenantMissing))),
+        (Need::Nothing, bad_token, Enforce, ("allow", None)),
         (feature, Standing::InvalidTenant, Enforce, ("deny", Some(Reason::TenantInvalid))),
         (feature, Standing::InvalidTenant, Off, ("shadow", Some(Reason::TenantInvalid))),
         (Need::Nothing, Standing::InvalidTenant, Enforce, ("allow", None)),

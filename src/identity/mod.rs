@@ -1,0 +1,222 @@
+//! Tokens that say who asks: which sources the configuration names, and what a token says to all of them.
+//!
+//! A token is verified here, with `ring`, and not by the usual library: `jsonwebtoken` brings AWS-LC, a second provider of
+//! cryptography beside the one of rustls, or the crate `rsa` with its open advisory (RUSTSEC-2023-0071); without either it
+//! reads JSON, which serde does.
+
+mod claims;
+mod jws;
+mod keys;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderValue;
+use licensing::config::{ClaimValues, Config, Jwt, TokenPlace};
+use licensing::tenant::{TenantId, TokenFault};
+use licensing::time::Timestamp;
+use moka::sync::Cache;
+
+use self::claims::Claims;
+use self::jws::Jws;
+use self::keys::Keys;
+
+/// How much memory verified tokens may take, in bytes, for each source: some 4,000 tokens of usual size.
+const CACHE_BYTES: u64 = 4 << 20;
+
+/// What a cached token takes beside its text, in bytes.
+const CACHE_ENTRY_BYTES: u32 = 256;
+
+/// How long a token is not verified again. Between two verifications only its signature is taken for granted.
+const REMEMBERED: Duration = Duration::from_secs(60);
+
+/// The sources of the configuration that are tokens.
+pub(crate) struct Tokens {
+    sources: Vec<Source>,
+}
+
+/// What a token says once its signature, its times and its audience have been checked.
+#[derive(Debug)]
+pub(crate) struct Verified {
+    /// Whose the request is.
+    pub(crate) tenant: NamedTenant,
+    /// When it is no longer accepted: its `exp`, and the leeway for clocks that differ.
+    pub(crate) expires: Timestamp,
+    /// Whether it has one of the roles that may upgrade.
+    pub(crate) may_upgrade: bool,
+    since: Timestamp,
+}
+
+/// What the tenant's claim holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum NamedTenant {
+    /// Nothing: the token is for something else, but good.
+    None,
+    /// No tenant id.
+    Invalid,
+    /// This tenant; as a header, its canonical id.
+    Is(TenantId, HeaderValue),
+}
+
+/// What a text that may be a token is to one source.
+#[derive(Debug)]
+pub(crate) enum Word {
+    /// No token, or another issuer's: somebody else's business.
+    NotOurs,
+    /// A token for us, and a bad one.
+    Refused(TokenFault),
+    /// A good one.
+    Verified(Arc<Verified>),
+}
+
+/// Keys that can't be used: a sentence with the file's name.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct UnusableKeys(String);
+
+/// One source.
+struct Source {
+    places: Vec<TokenPlace>,
+    claim: String,
+    issuer: Option<String>,
+    audience: Option<String>,
+    leeway: Duration,
+    role: Option<ClaimValues>,
+    keys: Keys,
+    /// Good tokens by their whole text.
+    verified: Cache<Box<[u8]>, Arc<Verified>>,
+}
+
+impl Tokens {
+    /// Read the keys of every source. `config_file` is what relative paths are relative to.
+    ///
+    /// # Errors
+    /// When a file of keys can't be read or used.
+    pub(crate) fn load(config: &Config, config_file: &Path) -> Result<Self, UnusableKeys> {
+        let role = config.upgrade.as_ref().and_then(|upgrade| upgrade.allow.jwt.as_ref());
+        let sources = config.tenant.tokens().map(|jwt| {
+            let keys = read_keys(&jwt.keys_file(config_file))?;
+            Ok(Source::new(jwt, keys, role.cloned()))
+        });
+        Ok(Self { sources: sources.collect::<Result<_, _>>()? })
+    }
+
+    /// Whether some source looks there.
+    pub(crate) fn look_at(&self, place: &TokenPlace) -> bool {
+        self.places().any(|other| other == place)
+    }
+
+    /// Whether some source looks at cookies.
+    pub(crate) fn look_at_cookies(&self) -> bool {
+        self.places().any(|place| matches!(place, TokenPlace::Cookie(_)))
+    }
+
+    /// The place that is the cookie of this name, if some source looks there.
+    pub(crate) fn cookie(&self, name: &[u8]) -> Option<&TokenPlace> {
+        self.places().find(|place| matches!(place, TokenPlace::Cookie(wanted) if wanted.as_bytes() == name))
+    }
+
+    /// What a text that stands in `place` is to each source that looks there.
+    pub(crate) fn read(&self, text: &[u8], place: &TokenPlace, now: Timestamp) -> impl Iterator<Item = Word> {
+        self.sources
+            .iter()
+            .filter(move |source| source.places.contains(place))
+            .map(move |source| source.read(text, now))
+    }
+
+    fn places(&self) -> impl Iterator<Item = &TokenPlace> {
+        self.sources.iter().flat_map(|source| &source.places)
+    }
+}
+
+/// Whether a file of keys can be used.
+///
+/// # Errors
+/// When it can't be.
+pub(crate) fn check_keys(file: &Path) -> Result<(), UnusableKeys> {
+    read_keys(file).map(drop)
+}
+
+fn read_keys(file: &Path) -> Result<Keys, UnusableKeys> {
+    let unusable = |why: String| UnusableKeys(format!("{}: {why}", file.display()));
+    let text = std::fs::read(file).map_err(|error| unusable(format!("can't be read: {error}")))?;
+    Keys::parse(&text).map_err(unusable)
+}
+
+impl Source {
+    fn new(jwt: &Jwt, keys: Keys, role: Option<ClaimValues>) -> Self {
+        let size = |token: &Box<[u8]>, _: &Arc<Verified>| {
+            u32::try_from(token.len()).unwrap_or(u32::MAX).saturating_add(CACHE_ENTRY_BYTES)
+        };
+        Self {
+            places: jwt.from.clone(),
+            claim: jwt.claim.clone(),
+            issuer: jwt.issuer.clone(),
+            audience: jwt.audience.clone(),
+            leeway: jwt.leeway.get(),
+            role,
+            keys,
+            verified: Cache::builder().max_capacity(CACHE_BYTES).weigher(size).build(),
+        }
+    }
+
+    fn read(&self, text: &[u8], now: Timestamp) -> Word {
+        if let Some(verified) = self.verified.get(text)
+            && verified.since <= now
+            && now < verified.expires.min(verified.since.plus(REMEMBERED))
+        {
+            return Word::Verified(verified);
+        }
+        if !Jws::is_one(text) {
+            return Word::NotOurs;
+        }
+        match self.verify(text, now) {
+            Ok(Some(verified)) => {
+                let verified = Arc::new(verified);
+                self.verified.insert(text.into(), Arc::clone(&verified));
+                Word::Verified(verified)
+            }
+            Ok(None) => Word::NotOurs,
+            Err(fault) => Word::Refused(fault),
+        }
+    }
+
+    /// `None` for another issuer's token, on which only that issuer's word counts.
+    fn verify(&self, text: &[u8], now: Timestamp) -> Result<Option<Verified>, TokenFault> {
+        let jws = Jws::split(text)?;
+        let claims = Claims::parse(&jws.payload()?)?;
+        if self.issuer.as_ref().is_some_and(|issuer| claims.issuer() != Some(issuer)) {
+            return Ok(None);
+        }
+        self.keys.verify(&jws)?;
+        let expires = claims.check_times(self.leeway, now)?;
+        if self.audience.as_ref().is_some_and(|audience| !claims.is_for(audience)) {
+            return Err(TokenFault::WrongAudience);
+        }
+        Ok(Some(Verified {
+            tenant: NamedTenant::from(claims.get(&self.claim)),
+            expires,
+            may_upgrade: self.role.as_ref().is_some_and(|role| claims.has_one_of(&role.claim, &role.values)),
+            since: now,
+        }))
+    }
+}
+
+impl From<Option<&serde_json::Value>> for NamedTenant {
+    fn from(claim: Option<&serde_json::Value>) -> Self {
+        let text = match claim {
+            None | Some(serde_json::Value::Null) => return Self::None,
+            Some(claim) => claim.as_str().unwrap_or_default(),
+        };
+        let tenant = TenantId::parse(text.as_bytes()).ok();
+        let named = tenant.and_then(|tenant| Some(Self::Is(tenant, HeaderValue::from_str(&tenant.to_string()).ok()?)));
+        named.unwrap_or(Self::Invalid)
+    }
+}
+
+#[cfg(test)]
+#[path = "../../tests/it/harness/jwt.rs"]
+pub(crate) mod jwt;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,172 @@
+//! Who asks: what headers and tokens say, put together.
+
+use http::HeaderValue;
+use licensing::config::TokenPlace;
+use licensing::tenant::{TenantId, TokenFault};
+use licensing::time::Timestamp;
+
+use crate::gate::Identity;
+use crate::identity::{NamedTenant, Tokens, Word};
+
+/// The subprotocol that our WebSocket speaks.
+const SUBPROTOCOL: &str = "dotmac-license";
+
+/// What said who asks, from what a page of another origin can fake most to what it can least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Via {
+    /// The configuration: it is always the same tenant.
+    Fixed,
+    /// A header from a trusted proxy, which may have gone by a cookie.
+    Header,
+    /// A token in a cookie, which a browser sends whoever has made it ask.
+    Cookie,
+    /// A token that a WebSocket client offered as a subprotocol.
+    Subprotocol,
+    /// A token behind `Authorization: Bearer`.
+    Token,
+}
+
+/// A header that may hold a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bearer {
+    Authorization,
+    Cookie,
+    Subprotocol,
+}
+
+/// What has been heard so far. All that name a tenant must name the same one.
+pub(super) struct Who {
+    /// By all that are believed.
+    pub(super) named: Identity,
+    pub(super) via: Option<Via>,
+    /// Where a token named the tenant: its canonical id.
+    pub(super) canonical: Option<HeaderValue>,
+    /// When the first of the tokens that named the tenant is no longer accepted.
+    pub(super) expires: Option<Timestamp>,
+    /// Whether such a token has a role that may upgrade.
+    pub(super) may_upgrade: bool,
+    fault: Option<TokenFault>,
+}
+
+impl Who {
+    /// Nobody has said anything yet, or `fixed` asks, whatever is said.
+    pub(super) fn new(fixed: Option<TenantId>) -> Self {
+        let named = fixed.map_or(Identity::Missing, Identity::Tenant);
+        let via = fixed.map(|_| Via::Fixed);
+        Self { named, via, canonical: None, expires: None, may_upgrade: false, fault: None }
+    }
+
+    /// Who asks, all in all. A token that is not believed outweighs what others say, however good: the backend may look at
+    /// that token alone.
+    pub(super) fn identity(&self) -> Identity {
+        match (self.named, self.fault) {
+            (Identity::Conflicting, _) | (_, None) => self.named,
+            (_, Some(fault)) => Identity::BadToken(fault),
+        }
+    }
+
+    /// A header of the tenant's, the second of its name or not.
+    pub(super) fn hear_header(&mut self, value: &HeaderValue, repeated: bool) {
+        let said = match TenantId::parse(value.as_bytes()) {
+            _ if repeated || value.as_bytes().contains(&b',') => Identity::Conflicting,
+            Ok(tenant) => Identity::Tenant(tenant),
+            Err(_) => Identity::Invalid,
+        };
+        self.hear(said, Via::Header);
+    }
+
+    /// Headers that may hold tokens.
+    pub(super) fn hear_tokens(&mut self, bearers: &[(Bearer, &HeaderValue)], tokens: &Tokens, now: Timestamp) {
+        for (bearer, value) in bearers {
+            let value = value.as_bytes();
+            match bearer {
+                Bearer::Authorization => {
+                    if let Some(text) = behind_bearer(value) {
+                        self.weigh(tokens.read(text, &TokenPlace::Authorization, now), Via::Token);
+                    }
+                }
+                Bearer::Cookie => {
+                    for (name, text) in cookies(value) {
+                        if let Some(place) = tokens.cookie(name) {
+                            self.weigh(tokens.read(text, place, now), Via::Cookie);
+                        }
+                    }
+                }
+                Bearer::Subprotocol => {
+                    for text in items(value) {
+                        self.weigh(tokens.read(text, &TokenPlace::WebsocketProtocol, now), Via::Subprotocol);
+                    }
+                }
+            }
+        }
+        // RFC 9110 section 11.6.2 knows one only: of two, a backend may pick the other.
+        if bearers.iter().filter(|(bearer, _)| *bearer == Bearer::Authorization).count() > 1 {
+            self.named = Identity::Conflicting;
+        }
+    }
+
+    /// What one text is to all sources that look at it: it is good if it is to one of them.
+    fn weigh(&mut self, words: impl Iterator<Item = Word>, via: Via) {
+        let (mut good, mut fault) = (false, None);
+        for word in words {
+            let verified = match word {
+                Word::NotOurs => continue,
+                Word::Refused(why) => {
+                    fault = fault.or(Some(why));
+                    continue;
+                }
+                Word::Verified(verified) => verified,
+            };
+            good = true;
+            match &verified.tenant {
+                NamedTenant::None => {}
+                NamedTenant::Invalid => self.hear(Identity::Invalid, via),
+                NamedTenant::Is(tenant, canonical) => {
+                    self.hear(Identity::Tenant(*tenant), via);
+                    self.canonical = Some(canonical.clone());
+                    self.expires = Some(self.expires.map_or(verified.expires, |other| other.min(verified.expires)));
+                    self.may_upgrade |= verified.may_upgrade;
+                }
+            }
+        }
+        if !good {
+            self.fault = self.fault.or(fault);
+        }
+    }
+
+    fn hear(&mut self, said: Identity, via: Via) {
+        self.via = self.via.max(Some(via));
+        self.named = match (self.named, said) {
+            (Identity::Missing, said) => said,
+            (before, said) if before == said => before,
+            _ => Identity::Conflicting,
+        };
+    }
+}
+
+/// Our subprotocol, if it is among those that a client offers.
+pub(super) fn our_subprotocol(offered: &HeaderValue) -> Option<HeaderValue> {
+    let ours = items(offered.as_bytes()).any(|item| item == SUBPROTOCOL.as_bytes());
+    ours.then_some(HeaderValue::from_static(SUBPROTOCOL))
+}
+
+/// What stands behind `Bearer` (RFC 6750 section 2.1).
+fn behind_bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, text) = value.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| text.trim_ascii())
+}
+
+/// The items of a list (RFC 9110 section 5.6.1).
+fn items(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|b| *b == b',').map(<[u8]>::trim_ascii)
+}
+
+/// Names and values of a cookie header (RFC 6265 section 4.2.1).
+fn cookies(value: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    value.split(|b| *b == b';').filter_map(|pair| {
+        let equals = memchr::memchr(b'=', pair)?;
+        let (name, value) = (pair[..equals].trim_ascii(), pair[equals + 1..].trim_ascii());
+        let unquoted = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
+        Some((name, unquoted.unwrap_or(value)))
+    })
+}

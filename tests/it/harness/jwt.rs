@@ -1,0 +1,137 @@
+//! Tokens for the tests: signs JWTs by each algorithm and gives the JWK set that verifies them.
+
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use ring::rand::SystemRandom;
+use ring::rsa::{KeyPairComponents, PublicKeyComponents};
+use ring::signature::{
+    ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256, RsaKeyPair,
+};
+use ring::{hmac, rand};
+use serde_json::{Value, json};
+
+// The example key of RFC 7515 appendix A.2: everybody knows it, and ring makes no RSA keys.
+const N: &str = "ofgWCuLjybRlzo0tZWJjNiuSfb4p4fAkd_wWJcyQoTbji9k0l8W26mPddxHmfHQp-Vaw-4qPCJrcS2mJPMEzP1Pt0Bm4d4QlL-yR\
+    T-SFd2lZS-pCgNMsD1W_YpRPEwOWvG6b32690r2jZ47soMZo9wGzjb_7OMg0LOL-bSf63kpaSHSXndS5z5rexMdbBYUsLA9e-KXB\
+    dQOS-UTo7WTBEMa2R2CapHg665xsmtdVMTBQY4uDZlxvb3qCo5ZwKh9kG4LT6_I5IhlJH7aGhyxXFvUK-DWNmoudF8NAco9_h9ia\
+    GNj8q2ethFkMLs91kzk2PAcDTW9gb54h4FRWyuXpoQ";
+const D: &str = "Eq5xpGnNCivDflJsRQBXHx1hdR1k6Ulwe2JZD50LpXyWPEAeP88vLNO97IjlA7_GQ5sLKMgvfTeXZx9SE-7YwVol2NXOoAJe46su\
+    i395IW_GO-pWJ1O0BkTGoVEn2bKVRUCgu-GjBVaYLU6f3l9kJfFNS3E0QbVdxzubSu3Mkqzjkn439X0M_V51gfpRLI9JYanrC4D4\
+    qAdGcopV_0ZHHzQlBjudU2QvXt4ehNYTCBr6XCLQUShb1juUO1ZdiYoFaFQT5Tw8bGUl_x_jTj3ccPDVZFD9pIuhLhBOneufuBiB\
+    4cS98l2SR_RQyGWSeWjnczT0QU91p1DhOVRuOopznQ";
+const P: &str = "4BzEEOtIpmVdVEZNCqS7baC4crd0pqnRH_5IB3jw3bcxGn6QLvnEtfdUdiYrqBdss1l58BQ3KhooKeQTa9AB0Hw_Py5PJdTJNPY8\
+    cQn7ouZ2KKDcmnPGBY5t7yLc1QlQ5xHdwW1VhvKn-nXqhJTBgIPgtldC-KDV5z-y2XDwGUc";
+const Q: &str = "uQPEfgmVtjL0Uyyx88GZFF1fOunH3-7cepKmtH4pxhtCoHqpWmT8YAmZxaewHgHAjLYsp1ZSe7zFYHj7C6ul7TjeLQeZD_YwD66t\
+    62wDmpe_HlB-TnBA-njbglfIsRLtXlnDzQkv5dTltRJ11BKBBypeeF6689rjcJIDEz9RWdc";
+const DP: &str = "BwKfV3Akq5_MFZDFZCnW-wzl-CCo83WoZvnLQwCTeDv8uzluRSnm71I3QCLdhrqE2e9YkxvuxdBfpT_PI7Yz-FOKnu1R6HsJeDCj\
+    n12Sk3vmAktV2zb34MCdy7cpdTh_YVr7tss2u6vneTwrA86rZtu5Mbr1C1XsmvkxHQAdYo0";
+const DQ: &str = "h_96-mK1R_7glhsum81dZxjTnYynPbZpHziZjeeHcXYsXaaMwkOlODsWa7I9xXDoRwbKgB719rrmI2oKr6N3Do9U0ajaHF-NKJnw\
+    gjMd2w9cjz3_-kyNlxAr2v4IKhGNpmM5iIgOS1VZnOZ68m6_pbLBSp3nssTdlqvd0tIiTHU";
+const QI: &str = "IYd7DHOhrWvxkwPQsRM2tOgrjbcrfvtQJipd-DlcxyVuuM9sQLdgjVk2oy26F0EmpScGLq2MowX7fhd_QJQ3ydy5cY7YIBi87w93\
+    IKLEdfnbJtoOPLUW0ITrJReOgo1cq9SbsxYawBgfp_gh6A5603k2-ZQwVK0JKSHuLFkuQ3U";
+
+/// A key that signs tokens.
+pub(crate) struct Signer {
+    id: String,
+    key: Key,
+}
+
+enum Key {
+    Hs256(Vec<u8>),
+    Rs256(Box<RsaKeyPair>),
+    Es256(Box<EcdsaKeyPair>),
+    EdDsa(Box<Ed25519KeyPair>),
+}
+
+impl Signer {
+    /// A new key for one of HS256, RS256 (always the same one), ES256 and EdDSA.
+    pub(crate) fn new(algorithm: &str, id: &str) -> Signer {
+        let random = SystemRandom::new();
+        let key = match algorithm {
+            "HS256" => Key::Hs256(rand::generate::<[u8; 32]>(&random).expect("random bytes").expose().to_vec()),
+            "RS256" => {
+                let public_key = PublicKeyComponents { n: decode(N), e: decode("AQAB") };
+                let [d, p, q] = [D, P, Q].map(decode);
+                let (dp, dq, inverse) = (decode(DP), decode(DQ), decode(QI));
+                let components = KeyPairComponents { public_key, d, p, q, dP: dp, dQ: dq, qInv: inverse };
+                Key::Rs256(Box::new(RsaKeyPair::from_components(&components).expect("an RSA key")))
+            }
+            "ES256" => {
+                let algorithm = &ECDSA_P256_SHA256_FIXED_SIGNING;
+                let key = EcdsaKeyPair::generate_pkcs8(algorithm, &random).expect("an EC key");
+                Key::Es256(Box::new(EcdsaKeyPair::from_pkcs8(algorithm, key.as_ref(), &random).expect("an EC key")))
+            }
+            "EdDSA" => {
+                let key = Ed25519KeyPair::generate_pkcs8(&random).expect("an Ed25519 key");
+                Key::EdDsa(Box::new(Ed25519KeyPair::from_pkcs8(key.as_ref()).expect("an Ed25519 key")))
+            }
+            other => panic!("{other} is none of them"),
+        };
+        Signer { id: id.to_owned(), key }
+    }
+
+    pub(crate) fn algorithm(&self) -> &'static str {
+        match &self.key {
+            Key::Hs256(_) => "HS256",
+            Key::Rs256(_) => "RS256",
+            Key::Es256(_) => "ES256",
+            Key::EdDsa(_) => "EdDSA",
+        }
+    }
+
+    /// What verifies its tokens.
+    pub(crate) fn jwk(&self) -> Value {
+        let mut jwk = match &self.key {
+            Key::Hs256(secret) => json!({ "kty": "oct", "k": encode(secret) }),
+            Key::Rs256(_) => json!({ "kty": "RSA", "n": N, "e": "AQAB" }),
+            Key::Es256(pair) => {
+                let point = pair.public_key().as_ref();
+                json!({ "kty": "EC", "crv": "P-256", "x": encode(&point[1..33]), "y": encode(&point[33..]) })
+            }
+            Key::EdDsa(pair) => json!({ "kty": "OKP", "crv": "Ed25519", "x": encode(pair.public_key().as_ref()) }),
+        };
+        jwk["kid"] = self.id.as_str().into();
+        jwk["alg"] = self.algorithm().into();
+        jwk
+    }
+
+    /// A token with the usual header.
+    pub(crate) fn token(&self, claims: &Value) -> String {
+        self.token_with(&json!({ "typ": "JWT", "alg": self.algorithm(), "kid": self.id }), claims)
+    }
+
+    /// A token with a header of the test's choice, signed by this key's algorithm whatever that says.
+    pub(crate) fn token_with(&self, header: &Value, claims: &Value) -> String {
+        let signed = format!("{}.{}", encode(header.to_string()), encode(claims.to_string()));
+        let random = SystemRandom::new();
+        let message = signed.as_bytes();
+        let signature = match &self.key {
+            Key::Hs256(secret) => hmac_sha256(secret, message),
+            Key::Rs256(pair) => {
+                let mut signature = vec![0; pair.public().modulus_len()];
+                pair.sign(&RSA_PKCS1_SHA256, &random, message, &mut signature).expect("signed");
+                signature
+            }
+            Key::Es256(pair) => pair.sign(&random, message).expect("signed").as_ref().to_vec(),
+            Key::EdDsa(pair) => pair.sign(message).as_ref().to_vec(),
+        };
+        format!("{signed}.{}", encode(signature))
+    }
+}
+
+/// A JWK set of these keys.
+pub(crate) fn jwk_set(signers: &[&Signer]) -> Value {
+    json!({ "keys": signers.iter().map(|signer| signer.jwk()).collect::<Vec<_>>() })
+}
+
+pub(crate) fn hmac_sha256(secret: &[u8], message: &[u8]) -> Vec<u8> {
+    hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), message).as_ref().to_vec()
+}
+
+pub(crate) fn encode(bytes: impl AsRef<[u8]>) -> String {
+    BASE64_URL_SAFE_NO_PAD.encode(bytes)
+}
+
+fn decode(text: &str) -> Vec<u8> {
+    BASE64_URL_SAFE_NO_PAD.decode(text).expect("base64url")
+}
