@@ -1,7 +1,9 @@
 -- Rights for the role that the proxy runs as: it reads and writes rows and changes no table. Run it as the tables' owner:
 --   psql -v role=license_proxy -f migrations/grants.sql "$DATABASE_URL"
 
-GRANT SELECT, INSERT, UPDATE, DELETE ON tenant_licenses, feature_usage TO :"role";
+GRANT SELECT, INSERT, UPDATE, DELETE ON tenant_licenses, feature_usage, tenant_addons TO :"role";
+-- What was done stays written down.
+GRANT SELECT, INSERT ON license_audit TO :"role";
 
 -- For `migrate --status`; absent where the migrations were run by psql.
 SELECT to_regclass('refinery_schema_history') IS NOT NULL AS has_history \gset

@@ -14,7 +14,8 @@ use licensing::time::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::gate::{Gate, Identity, Policy, Ruling, wall_clock};
+use crate::clock::wall_clock;
+use crate::gate::{Gate, Identity, Policy, Ruling};
 use crate::metrics::Outcome;
 use crate::proxy::Snapshots;
 

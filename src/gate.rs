@@ -1,7 +1,7 @@
 //! The gate: facts about a request become a licence, the licence a ruling. The only place that fails open.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use licensing::answer::Answers;
 use licensing::config::OnFailure;
@@ -14,6 +14,7 @@ use licensing::tenant::{TenantId, TokenFault};
 use licensing::time::Timestamp;
 use smallvec::SmallVec;
 
+use crate::clock::wall_clock;
 use crate::licenses::{Entry, Found, Layer, Licenses, LookUp};
 use crate::metrics::{Metrics, Outcome};
 
@@ -93,6 +94,8 @@ pub(crate) struct Ruling {
     pub grace_until: Option<Timestamp>,
     /// The mode that applied.
     pub mode: Mode,
+    /// The moment it was decided for.
+    pub decided_at: Timestamp,
     /// How long it took to decide.
     pub took: Duration,
 }
@@ -345,7 +348,8 @@ impl<'p> Case<'p> {
             (Identity::Tenant(_), None, Some(allow)) => Standing::Unknown { allow },
             (Identity::Tenant(_), None, None) => Standing::Unlicensed,
         };
-        let decision = decide(need, standing, self.mode, self.policy.grace, wall_clock());
+        let decided_at = wall_clock();
+        let decision = decide(need, standing, self.mode, self.policy.grace, decided_at);
         let failed_open = matches!((&decision, failed), (Decision::Allow { .. }, Some(true)));
         let (outcome, denial, grace_until) = match decision {
             Decision::Allow { grace_until } if failed_open => (Outcome::FailedOpen, None, grace_until),
@@ -368,6 +372,7 @@ impl<'p> Case<'p> {
             fallback: if failed_open { Some("open") } else { stale.then_some("stale") },
             grace_until,
             mode: self.mode,
+            decided_at,
             took: self.begun.elapsed(),
             entry,
         }
@@ -379,9 +384,4 @@ fn feature_of(rule: &Rule) -> Option<&Arc<str>> {
         Access::Feature(feature) => Some(feature),
         Access::Always | Access::Deny => None,
     }
-}
-
-/// The wall clock, for validity and nothing else.
-pub(crate) fn wall_clock() -> Timestamp {
-    SystemTime::now().into()
 }

@@ -7,10 +7,12 @@
 mod access_log;
 mod api;
 pub mod cli;
+mod clock;
 mod explain;
 mod gate;
 mod identity;
 mod licenses;
+mod manage;
 mod metrics;
 mod migrations;
 mod proxy;

@@ -4,11 +4,12 @@ use licensing::enforcement::Mode;
 use licensing::reason::Reason;
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 use crate::licenses::{Channel, Layer, Licenses};
-use crate::stores::{BreakerState, StoreName};
+use crate::stores::{BreakerState, StoreName, TransactionMetrics, TransactionName, TransactionOutcome};
 
 /// What became of a request, as the label `outcome` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,6 +47,8 @@ impl Outcome {
 pub(crate) enum ChangeKind {
     /// One licence.
     License,
+    /// One licence that has to be asked for again, changed or not.
+    Refresh,
     /// Many at once: each is asked for again.
     Everything,
     /// Tenants were added.
@@ -58,12 +61,14 @@ pub(crate) enum ChangeKind {
 
 impl ChangeKind {
     /// Every kind.
-    pub(crate) const ALL: [Self; 5] = [Self::License, Self::Everything, Self::Added, Self::Key, Self::Flush];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::License, Self::Refresh, Self::Everything, Self::Added, Self::Key, Self::Flush];
 
     /// As metrics and log write it.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::License => "license",
+            Self::Refresh => "refresh",
             Self::Everything => "everything",
             Self::Added => "added",
             Self::Key => "redis_key",
@@ -154,6 +159,10 @@ pub(crate) struct Metrics {
     reloads: CounterSet<ReloadOutcome>,
     reload_refused: IntGauge,
     info: IntGaugeVec,
+    /// Transactions in Postgres.
+    pub transactions: TransactionMetrics,
+    /// Changes made here that Redis could not be told of.
+    pub untold: IntCounter,
     breaker_state: IntGaugeVec,
     live: IntGaugeVec,
     off: IntGauge,
@@ -194,6 +203,27 @@ impl Metrics {
             &["store"],
         )?;
         let changes = counters(r, "dotmac_license_changes_total", "Changes that were heard of, by kind.", &["kind"])?;
+        let transactions = TransactionMetrics {
+            total: counters(
+                r,
+                "dotmac_transactions_total",
+                "Transactions in Postgres by name and outcome; those that were tried again count as retried as well.",
+                &["name", "outcome"],
+            )?,
+            duration: histograms(
+                r,
+                "dotmac_transaction_duration_seconds",
+                "Transactions in Postgres, from asking for a connection to the end, retries included.",
+                &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0],
+                &["name"],
+            )?,
+        };
+        for name in TransactionName::ALL {
+            transactions.duration.with_label_values(&[name.as_str()]);
+            for outcome in TransactionOutcome::ALL {
+                transactions.total.with_label_values(&[name.as_str(), outcome.as_str()]);
+            }
+        }
         let live = gauges(
             r,
             "dotmac_change_feed_live",
@@ -260,6 +290,12 @@ impl Metrics {
                 "dotmac_license_grace_served_total",
                 "Requests served on a licence in its grace period.",
             )?,
+            untold: counter(
+                r,
+                "dotmac_license_changes_untold_total",
+                "Changes made by this process that Redis could not be told of.",
+            )?,
+            transactions,
             in_flight: gauge(r, "dotmac_requests_in_flight", "Requests that are being served.")?,
             access_log_dropped: counter(
                 r,
@@ -387,4 +423,14 @@ fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> prome
 
 fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<Histogram> {
     register(registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?)
+}
+
+fn histograms(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    buckets: &[f64],
+    labels: &[&str],
+) -> prometheus::Result<HistogramVec> {
+    register(registry, HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)?)
 }

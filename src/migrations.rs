@@ -18,7 +18,7 @@ const LOCK: i64 = 0x646f_746d_6163;
 /// What migrations create: which one, and what. If something is gone although the history says that its migration was
 /// applied, somebody has dropped it, or has put tables of the first migration in its place; then all of them run again: each
 /// is written so that it may.
-const CREATED: [(i32, &str); 10] = [
+const CREATED: [(i32, &str); 13] = [
     (1, LICENSES),
     (1, "table feature_usage"),
     (3, "trigger tenant_licenses_first_revision"),
@@ -29,6 +29,9 @@ const CREATED: [(i32, &str); 10] = [
     (4, "trigger tenant_licenses_announce_delete"),
     (4, "trigger tenant_licenses_announce_replicated"),
     (4, "trigger tenant_licenses_announce_truncate"),
+    (5, "trigger tenant_licenses_clear_ends"),
+    (5, "table tenant_addons"),
+    (5, "table license_audit"),
 ];
 
 const LICENSES: &str = "table tenant_licenses";

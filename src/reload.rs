@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
+use crate::manage::Manage;
 use crate::metrics::{Metrics, ReloadOutcome};
 use crate::proxy::{Snapshot, Snapshots};
 use crate::settings::{Settings, environment};
@@ -23,14 +24,21 @@ pub(crate) struct Reload {
     /// The content that was last looked at, whether or not it could be used.
     seen: u64,
     snapshots: Snapshots,
+    /// Sells what the plans say.
+    manage: Option<Arc<Manage>>,
     metrics: Arc<Metrics>,
 }
 
 impl Reload {
     /// For a process that runs with `running`, which `snapshots` holds compiled.
-    pub(crate) fn new(running: Settings, snapshots: Snapshots, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(
+        running: Settings,
+        snapshots: Snapshots,
+        manage: Option<Arc<Manage>>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let seen = look_at(&running);
-        Self { running, seen, snapshots, metrics }
+        Self { running, seen, snapshots, manage, metrics }
     }
 
     /// Watch for as long as the program runs.
@@ -77,6 +85,9 @@ impl Reload {
                     "the configuration is changed"
                 );
                 self.snapshots.store(Arc::new(snapshot));
+                if let Some(manage) = &self.manage {
+                    manage.sell(config.catalogue());
+                }
                 self.running = settings;
                 ReloadOutcome::Applied
             }

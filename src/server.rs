@@ -15,19 +15,20 @@ use pingora::proxy::http_proxy;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
 use pingora::services::listening::Service;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::access_log::AccessLog;
 use crate::api::ops::{self, Ops};
 use crate::explain::Explainer;
 use crate::gate::Gate;
-use crate::licenses::{Feed, Freshness, Licenses};
+use crate::licenses::{Announcer, Feed, Freshness, Licenses};
+use crate::manage::Manage;
 use crate::metrics::Metrics;
 use crate::proxy::{Connections, Proxy, Snapshot, Snapshots};
 use crate::reload::Reload;
 use crate::settings::Settings;
-use crate::stores::{FileSource, PoolOptions, Postgres, Redis, Source};
+use crate::stores::{FileSource, Ledger, PoolOptions, Postgres, PostgresLedger, Redis, Source};
 
 /// The share of the look-up deadline that Redis may take: the rest is for asking Postgres where Redis does not answer.
 const REDIS_SHARE: u32 = 2;
@@ -40,8 +41,16 @@ pub(crate) struct Assembly {
     feed: Option<Arc<Feed>>,
     gate: Arc<Gate>,
     snapshots: Snapshots,
+    /// None: licences can only be read here.
+    manage: Option<Arc<Manage>>,
     metrics: Arc<Metrics>,
     draining: Arc<AtomicBool>,
+}
+
+/// Where licences come from, and where they are changed, if that is known.
+struct Stores {
+    source: Arc<dyn Source>,
+    ledger: Option<Arc<dyn Ledger>>,
 }
 
 impl Assembly {
@@ -51,20 +60,20 @@ impl Assembly {
     /// When settings don't suffice or can't be used.
     pub(crate) fn new(settings: Settings) -> anyhow::Result<Self> {
         let metrics = metrics(&settings)?;
-        let source = source(&settings, &metrics)?;
-        Self::put_together(settings, source, metrics)
+        let stores = stores(&settings, &metrics)?;
+        Self::put_together(settings, stores, metrics)
     }
 
     /// The same with another source of licences than the settings name.
     ///
     /// # Errors
     /// As [`Assembly::new`].
-    pub(crate) fn with_source(settings: Settings, source: Arc<dyn Source>) -> anyhow::Result<Self> {
+    pub(crate) fn with_source(settings: Settings, source: Arc<FileSource>) -> anyhow::Result<Self> {
         let metrics = metrics(&settings)?;
-        Self::put_together(settings, source, metrics)
+        Self::put_together(settings, Stores::of_file(source), metrics)
     }
 
-    fn put_together(settings: Settings, source: Arc<dyn Source>, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
+    fn put_together(settings: Settings, stores: Stores, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
         let config = &settings.config;
         // Loads, probes and our own listeners run here, apart from the proxy's threads: a pool must live on a runtime that
         // outlives the requests that use it.
@@ -75,7 +84,7 @@ impl Assembly {
             .build()
             .context("the runtime can't be started")?;
         let snapshots = Arc::new(ArcSwap::from_pointee(Snapshot::of(&settings)?));
-        let redis = redis(&settings)?;
+        let redis = redis(&settings, redis_timeout(config))?;
         let change_feed = match config.licenses.source {
             LicenseSource::Postgres(_) => config.licenses.change_feed,
             LicenseSource::File(_) => ChangeFeed::None,
@@ -85,7 +94,7 @@ impl Assembly {
         }
         let relayed = change_feed == ChangeFeed::Redis;
         let (handle, counts) = (runtime.handle().clone(), Arc::clone(&metrics));
-        let licenses = Licenses::new(source, redis, freshness(config), relayed, handle, counts);
+        let licenses = Licenses::new(stores.source, redis, freshness(config), relayed, handle, counts);
         let feed = match (change_feed, &settings.secrets.database_url) {
             (ChangeFeed::Listen, Some(url)) => Some(Feed::of(&licenses, url.clone(), Arc::clone(&metrics))),
             (ChangeFeed::Listen, None) => bail!(
@@ -94,6 +103,10 @@ impl Assembly {
             ),
             (ChangeFeed::Redis | ChangeFeed::None, _) => None,
         };
+        let manage = stores.ledger.map(|ledger| {
+            let announcer = Announcer::of(&licenses, Arc::clone(&metrics));
+            Arc::new(Manage::new(ledger, announcer, config.catalogue(), runtime.handle().clone()))
+        });
         let gate = Arc::new(Gate::new(Arc::clone(&licenses), Arc::clone(&metrics)));
         Ok(Self {
             settings,
@@ -102,6 +115,7 @@ impl Assembly {
             feed: feed.map(Arc::new),
             gate,
             snapshots,
+            manage,
             metrics,
             draining: Arc::default(),
         })
@@ -130,6 +144,9 @@ impl Assembly {
         if let Some(feed) = &self.feed {
             self.runtime.spawn(Arc::clone(feed).run());
         }
+        if let Some(manage) = &self.manage {
+            self.runtime.spawn(Arc::clone(manage).keep_house());
+        }
         self.runtime.spawn(await_listener(config.listen.proxy.clone(), Arc::clone(&listening)));
 
         let access_log = match config.log.access {
@@ -156,7 +173,7 @@ impl Assembly {
             "serving"
         );
         let shutdown_signal = Box::new(Signals { draining: self.draining, drain });
-        self.runtime.spawn(Reload::new(self.settings, self.snapshots, self.metrics).run());
+        self.runtime.spawn(Reload::new(self.settings, self.snapshots, self.manage, self.metrics).run());
         server.run(RunArgs { shutdown_signal });
         Ok(())
     }
@@ -230,7 +247,7 @@ impl Relay {
         let Some(url) = settings.secrets.database_url.clone() else {
             bail!("a relay needs DOTMAC_LICENSE_DATABASE_URL or DATABASE_URL: the primary, which tells of changes")
         };
-        let Some(redis) = redis(settings)? else {
+        let Some(redis) = redis(settings, redis_timeout(config))? else {
             bail!("a relay needs DOTMAC_LICENSE_REDIS_URL or REDIS_URL: where it tells of changes")
         };
         let metrics = metrics(settings)?;
@@ -278,7 +295,37 @@ fn metrics(settings: &Settings) -> anyhow::Result<Arc<Metrics>> {
     Ok(Arc::new(Metrics::new(&features, mode, &settings.config_hash()).context("metrics")?))
 }
 
-fn source(settings: &Settings, metrics: &Metrics) -> anyhow::Result<Arc<dyn Source>> {
+impl Stores {
+    fn of_file(file: Arc<FileSource>) -> Self {
+        Self { source: Arc::clone(&file) as Arc<dyn Source>, ledger: Some(file) }
+    }
+}
+
+/// The write side alone, for commands, which run on `runtime`.
+///
+/// # Errors
+/// When settings don't suffice or can't be used.
+pub(crate) fn manage(settings: &Settings, runtime: Handle) -> anyhow::Result<Manage> {
+    if matches!(settings.config.licenses.source, LicenseSource::File(_)) {
+        bail!("licenses.source is a file: licences are changed there, with an editor");
+    }
+    /// No request waits.
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let metrics = metrics(settings)?;
+    let Some(ledger) = ledger(settings, &metrics)? else {
+        bail!("licences are changed in the primary: set DOTMAC_LICENSE_DATABASE_URL or DATABASE_URL")
+    };
+    let announcer = Announcer::apart(redis(settings, PATIENCE)?, metrics);
+    Ok(Manage::new(ledger, announcer, settings.config.catalogue(), runtime))
+}
+
+/// Where licences in Postgres are changed.
+fn ledger(settings: &Settings, metrics: &Metrics) -> anyhow::Result<Option<Arc<dyn Ledger>>> {
+    let Some(url) = &settings.secrets.database_url else { return Ok(None) };
+    Ok(Some(Arc::new(PostgresLedger::new(url, metrics.transactions.clone())?)))
+}
+
+fn stores(settings: &Settings, metrics: &Metrics) -> anyhow::Result<Stores> {
     match &settings.config.licenses.source {
         LicenseSource::Postgres(options) => {
             let url = settings.secrets.read_url().ok_or_else(|| {
@@ -293,27 +340,32 @@ fn source(settings: &Settings, metrics: &Metrics) -> anyhow::Result<Arc<dyn Sour
                 timeout: settings.config.licenses.lookup_deadline.get(),
             };
             let primary = settings.secrets.database_url.as_ref().filter(|primary| !primary.is_same(url));
-            Ok(Arc::new(Postgres::new(url, primary, options, metrics.replica_lagging.clone())?))
+            let source = Arc::new(Postgres::new(url, primary, options, metrics.replica_lagging.clone())?);
+            Ok(Stores { source, ledger: ledger(settings, metrics)? })
         }
         LicenseSource::File(file) => {
             let path = file.resolve(&settings.file);
             let plans = settings.config.plans.clone();
-            Ok(Arc::new(FileSource::open(path, plans).map_err(|message| anyhow!(message))?))
+            let file = FileSource::open(path, plans).map_err(|message| anyhow!(message))?;
+            Ok(Stores::of_file(Arc::new(file)))
         }
     }
 }
 
 /// Redis, where its URL is set. Without it every replica asks the source itself.
-fn redis(settings: &Settings) -> anyhow::Result<Option<Redis>> {
+fn redis(settings: &Settings, timeout: Duration) -> anyhow::Result<Option<Redis>> {
     let licenses = &settings.config.licenses;
     let Some(url) = &settings.secrets.redis_url else { return Ok(None) };
     if matches!(licenses.source, LicenseSource::File(_)) {
         return Ok(None);
     }
-    let timeout = licenses.lookup_deadline.get() / REDIS_SHARE;
     let ca_file = licenses.redis.ca_file.as_ref().map(|path| path.to_string_lossy());
     let redis = Redis::new(url, ca_file.as_deref(), licenses.ttl.get(), timeout)?;
     Ok(Some(redis))
+}
+
+fn redis_timeout(config: &Config) -> Duration {
+    config.licenses.lookup_deadline.get() / REDIS_SHARE
 }
 
 fn freshness(config: &Config) -> Freshness {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use licensing::tenant::TenantId;
 use parking_lot::Mutex;
 use tokio::time::MissedTickBehavior;
 use uuid::Uuid;
@@ -166,6 +167,7 @@ impl Session<'_> {
             };
             match notice {
                 Notice::Change(change) => waiting = self.changed(change).await?,
+                Notice::Doubt(tenant) => self.doubted(tenant).await?,
                 Notice::Everything => self.everything_changed().await?,
                 Notice::Added => self.tenants_added().await?,
                 Notice::Beat(vitals) => self.beat(&vitals).await?,
@@ -202,6 +204,21 @@ impl Session<'_> {
             }
         });
         Ok(next)
+    }
+
+    /// Somebody wants a licence to be asked for again.
+    async fn doubted(&mut self, tenant: TenantId) -> Result<(), StoreError> {
+        self.feed.metrics.changes.of(ChangeKind::Refresh).inc();
+        let preface = self.preface().await?;
+        self.tell_memory(|licenses| drop(licenses.doubt(tenant, None)));
+        if let Some(redis) = &self.feed.redis {
+            let messages = [preface, Heard::Doubt(tenant).to_string()];
+            let messages: Vec<&str> = messages.iter().filter(|_| self.publishes()).map(String::as_str).collect();
+            let told = redis.forget(tenant, &messages).await;
+            self.announced(told);
+        }
+        self.tell_memory(|licenses| licenses.changed(tenant, None));
+        Ok(())
     }
 
     async fn everything_changed(&mut self) -> Result<(), StoreError> {

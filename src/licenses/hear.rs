@@ -106,6 +106,10 @@ impl Licenses {
                 self.metrics.changes.of(ChangeKind::License).inc();
                 self.changed(change.tenant, Some(change.revision));
             }
+            Heard::Doubt(tenant) => {
+                self.metrics.changes.of(ChangeKind::Refresh).inc();
+                self.changed(*tenant, None);
+            }
             Heard::Everything => {
                 self.metrics.changes.of(ChangeKind::Everything).inc();
                 self.everything_changed();

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use http::HeaderValue;
 use licensing::license::License;
 use licensing::tenant::TenantId;
+use licensing::time::Timestamp;
 use moka::sync::Cache;
 use rustc_hash::FxBuildHasher;
 
@@ -93,8 +94,8 @@ pub(crate) struct Entry {
     pub license: License,
     /// `X-License-Plan`.
     pub plan_header: HeaderValue,
-    /// `X-License-Features`.
-    pub features_header: HeaderValue,
+    /// `X-License-Features` of all of them.
+    features_header: HeaderValue,
     pub(super) mark: Mark,
 }
 
@@ -106,6 +107,14 @@ impl Entry {
             license,
             mark,
         }
+    }
+
+    /// `X-License-Features` at `now`: without those that have ended.
+    pub(crate) fn features_header(&self, now: Timestamp) -> HeaderValue {
+        if self.license.features_until.is_empty() {
+            return self.features_header.clone();
+        }
+        header(self.license.features_at(now).collect::<Vec<_>>().join(","))
     }
 
     /// How long ago the source was asked.
@@ -250,6 +259,7 @@ mod tests {
         let row = LicenseRow {
             plan: "starter".into(),
             features: r#"{"crm":true}"#.into(),
+            features_until: "{}".into(),
             usage_limits: "{}".into(),
             revision,
             ..LicenseRow::default()

@@ -1,6 +1,7 @@
 //! The licence look-up: memory, then Redis, then the source, under one deadline, one load per tenant at a time; and what
 //! is heard of changes meanwhile.
 
+mod announce;
 mod coverage;
 mod feed;
 mod flight;
@@ -20,6 +21,7 @@ use licensing::tenant::TenantId;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
+pub(crate) use self::announce::{Announcer, Told};
 pub(crate) use self::coverage::Channel;
 use self::coverage::Coverage;
 pub(crate) use self::feed::Feed;

@@ -5,17 +5,20 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+use licensing::tenant::TenantId;
 use serde::{Deserialize, Serialize};
 
 use super::coverage::LIVE_FOR;
 use crate::stores::{Change, Position};
 
-/// A published message: `{tenant}:{revision}`, `*`, `+`, `@` and a position, or `~` and a pulse as JSON.
+/// A published message: `{tenant}:{revision}`, `?{tenant}`, `*`, `+`, `@` and a position, or `~` and a pulse as JSON.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Heard {
     /// One licence has changed.
     Change(Change),
-    /// Any may have.
+    /// One licence has to be asked for again, whether or not it has changed.
+    Doubt(TenantId),
+    /// Any may have changed.
     Everything,
     /// Tenants were added.
     Added,
@@ -47,6 +50,7 @@ impl FromStr for Heard {
             "+" => Ok(Self::Added),
             _ => match message.split_at_checked(1) {
                 Some(("~", pulse)) => serde_json::from_str(pulse).map(Self::Pulse).map_err(drop),
+                Some(("?", tenant)) => tenant.parse().map(Self::Doubt).map_err(drop),
                 Some(("@", position)) => position.parse().map(Self::Position).map_err(drop),
                 _ => message.parse().map(Self::Change),
             },
@@ -58,6 +62,7 @@ impl fmt::Display for Heard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Change(change) => write!(f, "{change}"),
+            Self::Doubt(tenant) => write!(f, "?{tenant}"),
             Self::Everything => f.write_str("*"),
             Self::Added => f.write_str("+"),
             Self::Position(position) => write!(f, "@{position}"),
@@ -130,10 +135,11 @@ mod tests {
         let change: Heard = "3f2504e0-4f89-41d3-9a0c-0305e82c3301:1700000000000000".parse().expect("a change");
         let pulse = Pulse { session: "a".into(), position: Some(Position::new(0x16_b374_d848)), off: false };
         let position = Heard::Position(Position::new(7));
-        for heard in [change, Heard::Everything, Heard::Added, position, Heard::Pulse(pulse)] {
+        let doubt = Heard::Doubt("3f2504e0-4f89-41d3-9a0c-0305e82c3301".parse().expect("a tenant"));
+        for heard in [change, doubt, Heard::Everything, Heard::Added, position, Heard::Pulse(pulse)] {
             assert_eq!(heard.to_string().parse(), Ok(heard));
         }
-        for foreign in ["", "~", "~{}", "x", "3f2504e0-4f89-41d3-9a0c-0305e82c3301", "~{\"session\":1}"] {
+        for foreign in ["", "~", "~{}", "x", "?", "?x", "3f2504e0-4f89-41d3-9a0c-0305e82c3301", "~{\"session\":1}"] {
             assert_eq!(foreign.parse::<Heard>(), Err(()), "{foreign}");
         }
     }

@@ -90,7 +90,7 @@ impl Forward<'_> {
     fn tell_licence(&self, headers: &mut HeaderMap) {
         if let Some(entry) = &self.ruling.entry {
             headers.insert(X_LICENSE_PLAN, entry.plan_header.clone());
-            headers.insert(X_LICENSE_FEATURES, entry.features_header.clone());
+            headers.insert(X_LICENSE_FEATURES, entry.features_header(self.ruling.decided_at));
         }
         if let Some(fallback) = self.ruling.fallback {
             headers.insert(X_LICENSE_FALLBACK, HeaderValue::from_static(fallback));

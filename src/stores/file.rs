@@ -1,16 +1,19 @@
-//! Licences in a YAML file: the embedded source, for demos and tests. Read again when the file changes.
+//! Licences in a YAML file: the embedded source, for demos and tests. Read again when the file changes. Changes made here
+//! are kept in memory, until then or until the process ends; their audit is the log.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
+use licensing::amend::{Addon, Command, Holding};
 use licensing::config::{LicenseEntry, PlanSettings, parse_licenses};
 use licensing::license::License;
 use licensing::tenant::TenantId;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
-use super::{Answer, Source, StoreError, StoreName};
+use super::ledger::{AuditEntry, Entered, Filter, Ledger, LedgerError, Order, Page};
+use super::{Answer, Position, Source, StoreError, StoreName};
 
 /// A file of licences.
 pub(crate) struct FileSource {
@@ -24,7 +27,13 @@ struct Read {
     /// The file as it was when it was read: when it was changed, and its size.
     version: Option<(SystemTime, u64)>,
     licenses: HashMap<TenantId, License>,
+    addons: HashMap<TenantId, Vec<Addon>>,
+    /// What was entered lately under idempotency keys.
+    entered: VecDeque<(TenantId, String, Command, Entered)>,
 }
+
+/// How many idempotency keys are remembered.
+const KEYS: usize = 1_000;
 
 impl FileSource {
     /// Read `path`. `plans` are those of the configuration: an entry without features has those of its plan.
@@ -43,7 +52,7 @@ impl FileSource {
     /// As [`FileSource::open`].
     pub(crate) fn from_text(name: &str, text: &str, plans: &[PlanSettings]) -> Result<Self, String> {
         let licenses = read(name, text, plans, 1)?;
-        Ok(Self { path: PathBuf::new(), plans: Vec::new(), read: Mutex::new(Read { version: None, licenses }) })
+        Ok(Self { path: PathBuf::new(), plans: Vec::new(), read: Mutex::new(Read { licenses, ..Read::default() }) })
     }
 
     /// Every licence, in the order of the tenants' ids.
@@ -51,6 +60,13 @@ impl FileSource {
         let mut licenses: Vec<License> = self.read.lock().licenses.values().cloned().collect();
         licenses.sort_by_key(|license| license.tenant);
         licenses
+    }
+
+    /// What holds now.
+    fn current(&self) -> Result<MutexGuard<'_, Read>, StoreError> {
+        let mut current = self.read.lock();
+        self.refresh(&mut current).map_err(|message| StoreError::unavailable(StoreName::File, message))?;
+        Ok(current)
     }
 
     /// Read the file again if it has changed. Each reading is a new revision of every licence.
@@ -69,7 +85,7 @@ impl FileSource {
         let text = std::fs::read_to_string(&self.path).map_err(unreadable)?;
         let revision = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros();
         let revision = i64::try_from(revision).unwrap_or(i64::MAX);
-        *current = Read { licenses: read(&name, &text, &self.plans, revision)?, version };
+        *current = Read { licenses: read(&name, &text, &self.plans, revision)?, version, ..Read::default() };
         Ok(())
     }
 }
@@ -77,14 +93,12 @@ impl FileSource {
 #[async_trait]
 impl Source for FileSource {
     async fn load(&self, tenants: &[TenantId]) -> Result<Vec<Answer>, StoreError> {
-        let mut current = self.read.lock();
-        self.refresh(&mut current).map_err(|message| StoreError::unavailable(StoreName::File, message))?;
+        let current = self.current()?;
         Ok(tenants.iter().map(|tenant| Ok(current.licenses.get(tenant).cloned())).collect())
     }
 
     async fn probe(&self) -> Result<(), StoreError> {
-        let mut current = self.read.lock();
-        self.refresh(&mut current).map_err(|message| StoreError::unavailable(StoreName::File, message))
+        self.current().map(drop)
     }
 
     fn queries_at_once(&self) -> usize {
@@ -94,6 +108,75 @@ impl Source for FileSource {
 
     fn name(&self) -> StoreName {
         StoreName::File
+    }
+}
+
+#[async_trait]
+impl Ledger for FileSource {
+    async fn enter(&self, order: &Order<'_>) -> Result<Entered, LedgerError> {
+        let mut current = self.current()?;
+        let Order { tenant, command, author, .. } = *order;
+        if let Some(key) = &author.idempotency_key
+            && let Some((.., earlier, entered)) = current.entered.iter().find(|(t, k, ..)| *t == tenant && k == key)
+        {
+            let repeated = Entered { repeated: true, ..entered.clone() };
+            return if earlier == command { Ok(repeated) } else { Err(LedgerError::KeyReused) };
+        }
+        let before = current.holding(tenant);
+        let (mut after, outcome) = order.outcome(&before);
+        if let Some(license) = &mut after.license
+            && before.license.as_ref() != Some(license)
+        {
+            license.revision = order.now.as_micros().max(license.revision + 1);
+            current.licenses.insert(tenant, license.clone());
+        }
+        current.addons.insert(tenant, after.addons.clone());
+        tracing::info!(
+            %tenant, action = command.action(), command = %serde_json::json!(command), actor = author.actor,
+            reason = author.reason, request_id = author.request_id, %outcome, "audit"
+        );
+        let entered = Entered { before, after, outcome, repeated: false, position: None };
+        if let Some(key) = &author.idempotency_key {
+            if current.entered.len() >= KEYS {
+                current.entered.pop_front();
+            }
+            current.entered.push_back((tenant, key.clone(), command.clone(), entered.clone()));
+        }
+        Ok(entered)
+    }
+
+    async fn holding(&self, tenant: TenantId) -> Result<Holding, StoreError> {
+        Ok(self.current()?.holding(tenant))
+    }
+
+    async fn page(&self, filter: &Filter, after: Option<TenantId>) -> Result<Page, StoreError> {
+        let Filter { plan, feature, ends_from, ends_before } = filter;
+        let matches = |license: &License| {
+            after.is_none_or(|after| license.tenant > after)
+                && plan.as_ref().is_none_or(|plan| **plan == *license.plan)
+                && feature.as_ref().is_none_or(|feature| license.features.contains(feature))
+                && ends_from.is_none_or(|from| license.valid_until >= from)
+                && ends_before.is_none_or(|before| license.valid_until < before)
+        };
+        self.current()?;
+        let licenses = self.all().into_iter().filter(matches).map(|license| (license.tenant, Ok(Some(license))));
+        Ok(Page { licenses: licenses.collect(), is_last: true })
+    }
+
+    async fn audit(&self, _: TenantId, _: u32) -> Result<Vec<AuditEntry>, StoreError> {
+        let message = "changes of licences in a file are written to the log, and kept nowhere else";
+        Err(StoreError::unavailable(StoreName::File, message))
+    }
+
+    async fn notify(&self, _: &str) -> Result<Option<Position>, LedgerError> {
+        Ok(None)
+    }
+}
+
+impl Read {
+    fn holding(&self, tenant: TenantId) -> Holding {
+        let addons = self.addons.get(&tenant).cloned().unwrap_or_default();
+        Holding { license: self.licenses.get(&tenant).cloned(), addons }
     }
 }
 
@@ -107,6 +190,7 @@ fn license(entry: &LicenseEntry, revision: i64) -> License {
         tenant: entry.tenant,
         plan: entry.plan.clone(),
         features: entry.features.iter().map(|feature| &**feature).collect(),
+        features_until: BTreeMap::new(),
         usage_limits: entry.limits.iter().map(|(feature, limit)| (feature.to_string(), (*limit).into())).collect(),
         valid_from: entry.valid_from,
         valid_until: entry.valid_until,

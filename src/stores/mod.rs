@@ -5,14 +5,18 @@
 
 mod breaker;
 mod file;
+mod ledger;
 mod position;
 mod postgres;
 mod postgres_feed;
+mod postgres_ledger;
+mod postgres_reports;
 mod postgres_server;
 mod postgres_url;
 mod redis;
 mod secret_url;
 mod tls;
+mod transactions;
 
 use std::fmt;
 use std::str::FromStr;
@@ -23,13 +27,16 @@ use licensing::tenant::TenantId;
 
 pub(crate) use self::breaker::{Breaker, BreakerState};
 pub(crate) use self::file::FileSource;
+pub(crate) use self::ledger::{AuditEntry, Author, Entered, Filter, Ledger, LedgerError, Order, Outcome, Page};
 pub(crate) use self::position::Position;
 pub(crate) use self::postgres::Postgres;
 pub(crate) use self::postgres_feed::{Notice, PostgresFeed, RECREATED, Vitals};
+pub(crate) use self::postgres_ledger::PostgresLedger;
 pub(crate) use self::postgres_server::{PoolOptions, connect as connect_postgres};
 pub(crate) use self::postgres_url::UrlError;
 pub(crate) use self::redis::{Cached, FillToken, Filled, Hit, Push, Redis};
 pub(crate) use self::secret_url::SecretUrl;
+pub(crate) use self::transactions::{TransactionMetrics, TransactionName, TransactionOutcome};
 
 /// Which store failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

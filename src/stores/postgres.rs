@@ -44,16 +44,17 @@ struct Primary {
 }
 
 /// A document larger than what is read is not sent over the wire: its size alone says what is wrong.
-const LOAD: &str = "SELECT tenant_id, plan_tier::text, \
+pub(super) const LOAD: &str = "SELECT tenant_id, plan_tier::text, \
      CASE WHEN octet_length(features::text) <= $2 THEN features::text END, octet_length(features::text), \
      CASE WHEN octet_length(usage_limits::text) <= $2 THEN usage_limits::text END, octet_length(usage_limits::text), \
-     valid_from, valid_until, coalesce(auto_renew, true), revision \
+     CASE WHEN octet_length(features_until::text) <= $2 THEN features_until::text END, \
+     octet_length(features_until::text), valid_from, valid_until, coalesce(auto_renew, true), revision \
      FROM tenant_licenses WHERE tenant_id = ANY($1)";
 
 /// Whether there is a table with the columns that [`LOAD`] names, and a right to read them. Asking whether a document is null
 /// does not fetch it.
-const PROBE: &str = "SELECT tenant_id, plan_tier, features IS NULL, usage_limits IS NULL, valid_from, valid_until, \
-     auto_renew, revision FROM tenant_licenses LIMIT 1";
+const PROBE: &str = "SELECT tenant_id, plan_tier, features IS NULL, usage_limits IS NULL, \
+     features_until IS NULL, valid_from, valid_until, auto_renew, revision FROM tenant_licenses LIMIT 1";
 
 /// How far a server is, as [`Replayed::read`] reads it.
 const REPLAYED: &str = "SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text";
@@ -199,20 +200,25 @@ impl Primary {
 }
 
 /// What is asked: the licences of some tenants.
-struct Question {
+pub(super) struct Question {
     ids: Vec<Uuid>,
     bound: i32,
 }
 
 impl Question {
-    fn new(tenants: &[TenantId]) -> Self {
+    pub(super) fn new(tenants: &[TenantId]) -> Self {
         let ids = tenants.iter().map(|tenant| *tenant.as_uuid()).collect();
         Self { ids, bound: i32::try_from(MAX_FEATURES_BYTES).unwrap_or(i32::MAX) }
     }
 
     /// One unnamed statement: one round trip, and nothing that a pooler in transaction mode would mix up.
-    async fn ask(&self, client: &Client) -> Result<Vec<Row>, tokio_postgres::Error> {
-        client.query_typed(LOAD, &[(&self.ids, Type::UUID_ARRAY), (&self.bound, Type::INT4)]).await
+    pub(super) async fn ask(&self, client: &Client) -> Result<Vec<Row>, tokio_postgres::Error> {
+        self.ask_by(client, LOAD).await
+    }
+
+    /// The same by a statement that says more than [`LOAD`].
+    pub(super) async fn ask_by(&self, client: &Client, load: &str) -> Result<Vec<Row>, tokio_postgres::Error> {
+        client.query_typed(load, &[(&self.ids, Type::UUID_ARRAY), (&self.bound, Type::INT4)]).await
     }
 
     /// The rows, and before them how far the replica was. Two statements, since a single one looks at the rows as they were
@@ -336,7 +342,7 @@ impl Source for Postgres {
 }
 
 /// Microseconds since the Unix epoch, from `TIMESTAMP` (taken as UTC) or `TIMESTAMPTZ`; both infinities are extreme values.
-struct Micros(i64);
+pub(super) struct Micros(pub(super) i64);
 
 impl<'a> FromSql<'a> for Micros {
     fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
@@ -355,7 +361,7 @@ impl<'a> FromSql<'a> for Micros {
 }
 
 /// The rows of [`LOAD`] as answers in the order of `tenants`.
-fn answers(tenants: &[TenantId], rows: &[Row]) -> Result<Vec<Answer>, StoreError> {
+pub(super) fn answers(tenants: &[TenantId], rows: &[Row]) -> Result<Vec<Answer>, StoreError> {
     let mut found: HashMap<Uuid, Answer> = HashMap::with_capacity(rows.len());
     for row in rows {
         let id: Uuid = row.try_get(0).map_err(|error| failure(&error))?;
@@ -386,10 +392,11 @@ fn read(tenant: TenantId, row: &Row) -> Result<License, Unreadable> {
         plan: get(row, 1)?,
         features: document("features", 2)?,
         usage_limits: document("usage_limits", 4)?,
-        valid_from: get::<Micros>(row, 6)?.0,
-        valid_until: get::<Micros>(row, 7)?.0,
-        auto_renew: get(row, 8)?,
-        revision: get(row, 9)?,
+        features_until: document("features_until", 6)?,
+        valid_from: get::<Micros>(row, 8)?.0,
+        valid_until: get::<Micros>(row, 9)?.0,
+        auto_renew: get(row, 10)?,
+        revision: get(row, 11)?,
     };
     License::from_row(tenant, &row)
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::poll_fn;
+use licensing::tenant::TenantId;
 use secrecy::SecretString;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -18,7 +19,7 @@ use super::postgres_server::{dial, failure, unavailable};
 use super::{Change, Position, StoreError};
 
 /// On which the triggers notify.
-const CHANGES: &str = "dotmac_license_changes";
+pub(super) const CHANGES: &str = "dotmac_license_changes";
 
 /// The comment that `migrate` leaves on a table of licences that it had to create again: somebody had dropped it to turn
 /// licensing off, and until it holds a licence, everybody would be denied.
@@ -33,7 +34,9 @@ const QUEUE: usize = 10_000;
 pub(crate) enum Notice {
     /// One licence has changed.
     Change(Change),
-    /// Any may have.
+    /// One licence has to be asked for again, whether or not it has changed.
+    Doubt(TenantId),
+    /// Any may have changed.
     Everything,
     /// Tenants were added.
     Added,
@@ -174,6 +177,7 @@ impl Notice {
         }
         Some(match payload {
             "+" => Self::Added,
+            doubt if doubt.starts_with('?') => doubt[1..].parse().map_or(Self::Everything, Self::Doubt),
             // What a later version says in another form is a change all the same.
             payload => Change::from_str(payload).map_or(Self::Everything, Self::Change),
         })

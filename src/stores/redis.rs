@@ -219,6 +219,19 @@ impl Redis {
         self.run(async |connected| script.invoke_async::<i64>(&mut connected.connection).await).await.map(drop)
     }
 
+    /// Take out what lies there of `tenant`, whatever it is, and publish these messages.
+    ///
+    /// # Errors
+    /// When Redis can't be reached or refuses: the entry may still lie there.
+    pub(crate) async fn forget(&self, tenant: TenantId, messages: &[&str]) -> Result<(), StoreError> {
+        let mut pipe = redis::pipe();
+        pipe.cmd("DEL").arg(key(tenant)).ignore();
+        for message in messages {
+            pipe.cmd("PUBLISH").arg(&self.channel).arg(message).ignore();
+        }
+        self.run(async |connected| pipe.query_async::<()>(&mut connected.connection).await).await
+    }
+
     /// The epoch in which entries count now; empty where none has begun.
     ///
     /// # Errors

@@ -32,6 +32,38 @@ tenant_licenses.auto_renew boolean DEFAULT true
 tenant_licenses.created_at timestamp without time zone DEFAULT CURRENT_TIMESTAMP
 tenant_licenses.updated_at timestamp without time zone DEFAULT CURRENT_TIMESTAMP";
 
+/// What later files add, in the words of the catalogue.
+const OUR_COLUMNS: &str = "\
+license_audit.id uuid NOT NULL DEFAULT gen_random_uuid()
+license_audit.at timestamp without time zone NOT NULL DEFAULT timezone('utc'::text, now())
+license_audit.tenant_id uuid
+license_audit.action character varying(50) NOT NULL
+license_audit.actor text NOT NULL
+license_audit.reason text
+license_audit.outcome character varying(50) NOT NULL
+license_audit.command jsonb
+license_audit.before jsonb
+license_audit.after jsonb
+license_audit.request_id text
+license_audit.idempotency_key text
+tenant_addons.tenant_id uuid NOT NULL
+tenant_addons.feature character varying(100) NOT NULL
+tenant_addons.limit_delta bigint
+tenant_addons.valid_until timestamp without time zone NOT NULL DEFAULT 'infinity'::timestamp without time zone
+tenant_addons.reason text
+tenant_addons.created_at timestamp without time zone NOT NULL DEFAULT timezone('utc'::text, now())
+tenant_licenses.revision bigint NOT NULL DEFAULT 0
+tenant_licenses.features_until jsonb NOT NULL DEFAULT '{}'::jsonb";
+
+const OUR_KEYS_AND_INDEXES: &str = "\
+CREATE INDEX idx_license_audit_tenant_at ON public.license_audit USING btree (tenant_id, at DESC)
+CREATE UNIQUE INDEX idx_license_audit_idempotency_key ON public.license_audit USING btree (tenant_id, idempotency_key) \
+WHERE (idempotency_key IS NOT NULL)
+CREATE UNIQUE INDEX license_audit_pkey ON public.license_audit USING btree (id)
+CREATE UNIQUE INDEX tenant_addons_pkey ON public.tenant_addons USING btree (tenant_id, feature)
+license_audit: PRIMARY KEY (id)
+tenant_addons: PRIMARY KEY (tenant_id, feature)";
+
 const KEYS_AND_INDEXES: &str = "\
 CREATE INDEX idx_feature_usage_tenant_date ON public.feature_usage USING btree (tenant_id, usage_date)
 CREATE UNIQUE INDEX feature_usage_pkey ON public.feature_usage USING btree (id)
@@ -149,10 +181,15 @@ async fn migrate_makes_the_public_tables_with_defaults_in_utc() {
     let site = Site::new().await;
     site.migrate().await;
     let columns = site.columns().await;
-    let (ours, public): (Vec<&str>, Vec<&str>) = columns.lines().partition(|line| line.contains(".revision "));
-    assert_eq!(ours, ["tenant_licenses.revision bigint NOT NULL DEFAULT 0"]);
+    let (ours, public): (Vec<&str>, Vec<&str>) =
+        columns.lines().partition(|line| OUR_COLUMNS.lines().any(|ours| ours == *line));
+    assert_eq!(ours.join("\n"), OUR_COLUMNS);
     assert_eq!(public.join("\n"), PUBLIC_COLUMNS.replace("CURRENT_TIMESTAMP", "timezone('utc'::text, now())"));
-    assert_eq!(site.keys_and_indexes().await, KEYS_AND_INDEXES);
+    let both = site.keys_and_indexes().await;
+    let (ours, public): (Vec<&str>, Vec<&str>) =
+        both.lines().partition(|line| OUR_KEYS_AND_INDEXES.lines().any(|ours| ours == *line));
+    assert_eq!(ours.join("\n"), OUR_KEYS_AND_INDEXES);
+    assert_eq!(public.join("\n"), KEYS_AND_INDEXES);
 }
 
 #[tokio::test]
@@ -256,6 +293,7 @@ async fn what_was_dropped_is_created_again() {
         ("DROP TABLE feature_usage", "table feature_usage"),
         ("DROP TRIGGER tenant_licenses_set_revision ON tenant_licenses", "trigger tenant_licenses_set_revision"),
         ("DROP FUNCTION tenant_licenses_announce CASCADE", "trigger tenant_licenses_announce_truncate"),
+        ("DROP TABLE tenant_addons", "table tenant_addons"),
         ("DROP TABLE tenant_licenses, feature_usage CASCADE", "table tenant_licenses"),
     ] {
         site.database.execute(sql).await;
@@ -321,6 +359,43 @@ async fn the_revision_grows_through_all_that_happens_to_a_row() {
                  UPDATE tenant_licenses SET plan_tier = 'starter'";
     site.database.execute(ahead).await;
     assert_eq!(site.revision(tenant).await, 9_000_000_000_000_001);
+}
+
+/// Whoever changes `features` in plain SQL says what is included from now on, ends and all; other columns are no concern of it.
+#[tokio::test]
+async fn plain_sql_on_features_ends_their_ends() {
+    for by_hand in [false, true] {
+        let site = Site::new().await;
+        if by_hand {
+            site.database.execute(TABLES_MADE_BY_HAND).await;
+        }
+        site.migrate().await;
+        let insert = "INSERT INTO tenant_licenses (tenant_id, features, features_until)
+                      VALUES (gen_random_uuid(), '{\"crm\": true}', '{\"crm\": \"2026-11-24T10:00:00Z\"}')";
+        site.database.execute(insert).await;
+        let managed = "SELECT set_config('dotmac_license.managed', '1', true)";
+        let ends = r#"{"crm": "2026-11-24T10:00:00Z"}"#;
+        let other_ends = r#"{"crm": "2027-01-01T00:00:00Z"}"#;
+        for (change, expected) in [
+            ("UPDATE tenant_licenses SET plan_tier = 'enterprise'".to_owned(), ends),
+            (r#"UPDATE tenant_licenses SET features = '{"crm": true}'"#.to_owned(), ends),
+            (
+                format!(
+                    r#"BEGIN; {managed}; UPDATE tenant_licenses SET features = '{{"crm": true, "a": true}}'; COMMIT"#
+                ),
+                ends,
+            ),
+            (
+                format!(r#"UPDATE tenant_licenses SET features = '{{"crm": true}}', features_until = '{other_ends}'"#),
+                other_ends,
+            ),
+            (r#"UPDATE tenant_licenses SET features = '{"crm": true, "b": true}'"#.to_owned(), "{}"),
+        ] {
+            site.database.execute(&change).await;
+            let found = site.database.value("SELECT features_until FROM tenant_licenses").await;
+            assert_eq!(found.as_deref(), Some(expected), "by hand: {by_hand}, {change}");
+        }
+    }
 }
 
 async fn a_new_customer_is_served_at_once_in(time_zone: &str) {
@@ -420,7 +495,9 @@ async fn grants_are_enough_for_a_role_without_ddl() {
         let rows = format!(
             "SET ROLE {role}; UPDATE tenant_licenses SET plan_tier = 'enterprise';
              INSERT INTO feature_usage (tenant_id, feature_name, usage_date) VALUES ('{tenant}', 'crm', '2026-01-31');
-             DELETE FROM feature_usage; DELETE FROM tenant_licenses"
+             INSERT INTO tenant_addons (tenant_id, feature) VALUES ('{tenant}', 'crm');
+             INSERT INTO license_audit (action, actor, outcome) VALUES ('grant', 'Ada', 'applied');
+             DELETE FROM tenant_addons; DELETE FROM feature_usage; DELETE FROM tenant_licenses"
         );
         site.database.execute(&rows).await;
         let status = denied.run(&["migrate", "--status"]).await;

@@ -127,7 +127,7 @@ fn licensed<'a>(
         Validity::NotYet => return Err(denial(Reason::LicenseNotYetValid, first, Some(license))),
         Validity::Expired => return Err(denial(Reason::LicenseExpired, first, Some(license))),
     };
-    match features.iter().find(|feature| !license.features.contains(feature)) {
+    match features.iter().find(|feature| !license.includes(feature, now)) {
         Some(feature) => Err(denial(Reason::FeatureNotInPlan, Some(feature), Some(license))),
         None => Ok(grace_until),
     }

@@ -1,9 +1,11 @@
 //! The pure core of dotmac-license-proxy.
 //!
 //! What a request path means ([`path`], [`routes`]), who asks ([`tenant`]), what the tenant has bought ([`license`],
-//! [`plans`]), what follows from it ([`decide`], [`enforcement`]) and how that is said ([`answer`]), also to pages of other
-//! origins ([`cors`]). Nothing here does I/O, reads a clock or knows of an async runtime: time is always an argument, so every rule can be tested with a table.
+//! [`plans`]) and how that changes ([`amend`]), what follows from it ([`decide`], [`enforcement`]) and how that is said
+//! ([`answer`]), also to pages of other origins ([`cors`]). Nothing here does I/O, reads a clock or knows of an async runtime:
+//! time is always an argument, so every rule can be tested with a table.
 
+pub mod amend;
 pub mod answer;
 pub mod config;
 pub mod cors;

@@ -49,6 +49,15 @@ impl Timestamp {
         Self(self.0.saturating_add(i64::try_from(span.as_micros()).unwrap_or(i64::MAX)))
     }
 
+    /// This time earlier by `span`. An infinity stays where it is, and so does what would pass one.
+    #[must_use]
+    pub fn minus(self, span: std::time::Duration) -> Self {
+        if !self.is_finite() {
+            return self;
+        }
+        Self(self.0.saturating_sub(i64::try_from(span.as_micros()).unwrap_or(i64::MAX)))
+    }
+
     /// Read RFC 3339 (`2026-01-31T00:00:00Z`, any offset), a plain date (its midnight in UTC) or an infinity.
     ///
     /// # Errors
@@ -135,5 +144,8 @@ mod tests {
         assert_eq!(Timestamp::NEG_INFINITY.plus(day), Timestamp::NEG_INFINITY);
         assert_eq!(Timestamp::from_micros(i64::MAX - 1).plus(day), Timestamp::INFINITY);
         assert_eq!(Timestamp::from_micros(0).plus(day).as_micros(), 86_400_000_000);
+        assert_eq!(Timestamp::INFINITY.minus(day), Timestamp::INFINITY);
+        assert_eq!(Timestamp::from_micros(i64::MIN + 1).minus(day), Timestamp::NEG_INFINITY);
+        assert_eq!(Timestamp::from_micros(0).minus(day).as_micros(), -86_400_000_000);
     }
 }

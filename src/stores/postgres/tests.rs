@@ -106,6 +106,8 @@ fn rows(to: &mut Vec<u8>, statement: &str, state: &State) {
             int(2),
             text("{}"),
             int(2),
+            text("{}"),
+            int(2),
             time(0),
             time(i64::MAX),
             (Type::BOOL, Some(vec![1])),

@@ -9,6 +9,7 @@ fn plans() -> Plans {
     let plan = |name: &str, features: &[&str]| Plan {
         name: name.into(),
         features: features.iter().map(|f| (*f).into()).collect(),
+        limits: std::collections::BTreeMap::new(),
     };
     Plans::new(vec![
         plan("starter", &["tickets"]),
@@ -21,6 +22,7 @@ fn starter() -> License {
     let row = LicenseRow {
         plan: "starter".into(),
         features: r#"{"tickets":true}"#.into(),
+        features_until: "{}".into(),
         usage_limits: "{}".into(),
         valid_until: 1_769_817_600_000_000,
         ..LicenseRow::default()

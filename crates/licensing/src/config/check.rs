@@ -187,6 +187,10 @@ impl Checker<'_, '_> {
                     self.warning(&at!["plans", i, "features", j], format!("`{feature}` is listed twice"));
                 }
             }
+            if plan.limits.as_ref().is_some_and(|limits| !limits.is_empty()) {
+                let message = "limits are put into licences, but not enforced: this version does not count requests";
+                self.warning(&at!["plans", i, "limits"], message);
+            }
         }
     }
 

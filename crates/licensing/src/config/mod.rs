@@ -54,6 +54,7 @@ pub use self::tenant::{HostPattern, Jwt, Missing, TenantSettings, TenantSource, 
 
 use self::node::{Node, Value};
 use self::problem::Collector;
+use crate::plans::Plans;
 
 /// The version of the configuration that this program reads.
 pub const VERSION: u32 = 1;
@@ -113,6 +114,14 @@ pub struct Config {
     /// What is logged.
     #[serde(default)]
     pub log: Log,
+}
+
+impl Config {
+    /// What is sold and can be sold, as managed writes read it: the plans, and the features that rules ask for.
+    pub fn catalogue(&self) -> Plans {
+        let asked_for = self.routes.rules.iter().filter_map(|rule| Some(rule.feature()?.shared()));
+        PlanSettings::plans(&self.plans).with_features(asked_for)
+    }
 }
 
 /// A configuration that can be used, and what is doubtful about it.

@@ -20,7 +20,6 @@ pub(super) const NOT_BUILT: &[NotBuilt] = &[
     key("listen.admin", "the admin API"),
     key("tenant.sources[].host", "tenants from host names"),
     key("routes.rules[].meter", "counting requests"),
-    key("plans[].limits", "limits of use"),
     key("upgrade", "upgrades through the proxy"),
     key("api", "the licence API"),
     key("usage", "counting requests"),

@@ -120,6 +120,7 @@ impl PlanSettings {
         let plan = |plan: &Self| Plan {
             name: plan.name.shared(),
             features: plan.features.iter().map(FeatureName::shared).collect(),
+            limits: plan.limits.iter().flatten().filter_map(|(name, limit)| Some((name.shared(), limit.0?))).collect(),
         };
         Plans::new(settings.iter().map(plan).collect())
     }

@@ -264,7 +264,7 @@ const CHANGES: &[Case] = &[
         &[
             "6:36: warning: plans[0].features[1]: `crm` is listed twice",
             "6:52: error: plans[1].name: the plan `a` stands in line 6 already",
-            "6:69: error: plans[1].limits: `limits` is not built in this version (limits of use); remove the key",
+            "6:77: warning: plans[1].limits: limits are put into licences, but not enforced: this version does not count requests",
         ],
     ),
     (&["plans: []"], &["6:8: warning: plans: there are no plans: denials can't say which one has the feature"]),

@@ -19,6 +19,7 @@ fn license(plan: &str, features: &[&str], days: (i64, i64), auto_renew: bool) ->
         tenant: TenantId::new(uuid::Uuid::from_u128(7)),
         plan: plan.into(),
         features: features.iter().copied().collect::<Features>(),
+        features_until: std::collections::BTreeMap::new(),
         usage_limits: serde_json::Map::new(),
         valid_from: Timestamp::from_micros(NOW.as_micros() + days.0 * DAY),
         valid_until: Timestamp::from_micros(NOW.as_micros() + days.1 * DAY),
@@ -70,6 +71,31 @@ fn plan_by_feature_by_validity_by_enforcement() {
         }
     }
     assert_eq!(cases, 3 * 6 * 5 * 3);
+}
+
+/// A feature that ends before the licence does: whatever the mode, at the instant itself it is not there any more.
+#[test]
+fn a_feature_ends_on_the_dot() {
+    let end = |micros: i64| [("crm".into(), Timestamp::from_micros(NOW.as_micros() + micros))].into();
+    let denied = Some(Reason::FeatureNotInPlan);
+    for (ends_in, asked, expected) in [
+        (1, "crm", None),
+        (0, "crm", denied),
+        (-1, "crm", denied),
+        (0, "tickets", None),
+        (1, "fieldops", denied),
+        (i64::MAX - NOW.as_micros(), "crm", None),
+    ] {
+        let license = License { features_until: end(ends_in), ..license("any", &["crm", "tickets"], (-1, 1), false) };
+        let need = [asked];
+        let refused = |mode| match decide(Need::Features(&need), Standing::Licensed(&license), mode, GRACE, NOW) {
+            Decision::Allow { .. } => None,
+            Decision::Shadow(denial) | Decision::Deny(denial) => Some(denial.reason),
+        };
+        for (mode, expected) in [(Mode::Enforce, expected), (Mode::Shadow, expected), (Mode::Off, None)] {
+            assert_eq!(refused(mode), expected, "{asked}, which ends in {ends_in} µs, in {mode:?}");
+        }
+    }
 }
 
 /// What is decided without a licence.
