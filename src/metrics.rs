@@ -1,5 +1,7 @@
 //! All metrics, in one struct: their names, help texts and labels are here and nowhere else.
 
+use std::sync::Arc;
+
 use licensing::enforcement::Mode;
 use licensing::reason::Reason;
 use prometheus::core::Collector;
@@ -8,6 +10,7 @@ use prometheus::{
     TextEncoder,
 };
 
+use crate::api::websocket::Cause;
 use crate::licenses::{Channel, Layer, Licenses};
 use crate::stores::{BreakerState, StoreName, TransactionMetrics, TransactionName, TransactionOutcome};
 
@@ -148,6 +151,8 @@ pub(crate) struct Metrics {
     pub grace_served: IntCounter,
     /// Requests that are being served.
     pub in_flight: IntGauge,
+    websockets: IntGauge,
+    websockets_closed: CounterSet<Cause>,
     /// Access-log lines that were dropped because they could not be written fast enough.
     pub access_log_dropped: IntCounter,
     /// Requests whose upstream could not be reached, broke off or was too slow.
@@ -202,6 +207,8 @@ impl Metrics {
             "Circuit breaker by store: 0 closed, 1 suspect (a probe is under way), 2 open (an outage, confirmed by a probe).",
             &["store"],
         )?;
+        let websockets_closed =
+            counters(r, "dotmac_websocket_closed_total", "WebSockets that were closed, by cause.", &["cause"])?;
         let changes = counters(r, "dotmac_license_changes_total", "Changes that were heard of, by kind.", &["kind"])?;
         let transactions = TransactionMetrics {
             total: counters(
@@ -296,6 +303,8 @@ impl Metrics {
                 "Changes made by this process that Redis could not be told of.",
             )?,
             transactions,
+            websockets: gauge(r, "dotmac_websocket_connections", "WebSockets of the licence API that are open.")?,
+            websockets_closed: CounterSet::new(&websockets_closed, &Cause::ALL, Cause::as_str),
             in_flight: gauge(r, "dotmac_requests_in_flight", "Requests that are being served.")?,
             access_log_dropped: counter(
                 r,
@@ -365,6 +374,11 @@ impl Metrics {
         self.shadow_denials.with_label_values(&[feature, reason.name()]).inc();
     }
 
+    /// How much there is to finish before the program may end: requests, and WebSockets whose clients are told.
+    pub(crate) fn unfinished(&self) -> (i64, i64) {
+        (self.in_flight.get(), self.websockets.get())
+    }
+
     /// Whether changes are heard of by this channel.
     pub(crate) fn set_live(&self, channel: Channel, live: bool) {
         self.live.with_label_values(&[channel.as_str()]).set(live.into());
@@ -397,6 +411,27 @@ impl Metrics {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
+    }
+}
+
+/// Counts a WebSocket for as long as it is open, however it ends.
+pub(crate) struct OpenSocket(Arc<Metrics>);
+
+impl OpenSocket {
+    pub(crate) fn new(metrics: &Arc<Metrics>) -> Self {
+        metrics.websockets.inc();
+        Self(Arc::clone(metrics))
+    }
+
+    /// It has ended.
+    pub(crate) fn closed(self, cause: Cause) {
+        self.0.websockets_closed.of(cause).inc();
+    }
+}
+
+impl Drop for OpenSocket {
+    fn drop(&mut self) {
+        self.0.websockets.dec();
     }
 }
 

@@ -11,6 +11,8 @@ use async_trait::async_trait;
 use axum::Router;
 use licensing::config::{Address, ChangeFeed, Config, LicenseSource};
 use pingora::apps::HttpServerOptions;
+use pingora::listeners::ListenerConfig;
+use pingora::protocols::l4::stream::L4BufferSettings;
 use pingora::proxy::http_proxy;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
@@ -19,6 +21,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::access_log::AccessLog;
+use crate::api::license::LicenseApi;
 use crate::api::ops::{self, Ops};
 use crate::explain::Explainer;
 use crate::gate::Gate;
@@ -32,6 +35,10 @@ use crate::stores::{FileSource, Ledger, PoolOptions, Postgres, PostgresLedger, R
 
 /// The share of the look-up deadline that Redis may take: the rest is for asking Postgres where Redis does not answer.
 const REDIS_SHARE: u32 = 2;
+
+/// What each connection reads into before anybody asks for it, in bytes: enough for most requests' headers, and bodies are
+/// read past it. Pingora's own 64 KiB are more than an idle WebSocket may take in all.
+const READ_BUFFER: usize = 8 << 10;
 
 /// Everything, put together and ready to run.
 pub(crate) struct Assembly {
@@ -141,6 +148,7 @@ impl Assembly {
         let listening = Arc::new(AtomicBool::new(false));
         self.serve_ops(&listening)?;
         self.runtime.spawn(Arc::clone(&self.licenses).keep_house());
+        self.runtime.spawn(Arc::clone(&self.licenses).keep_watched());
         if let Some(feed) = &self.feed {
             self.runtime.spawn(Arc::clone(feed).run());
         }
@@ -156,10 +164,11 @@ impl Assembly {
         let mut server = Server::new_with_opt_and_conf(None, server_conf(config));
         server.bootstrap();
         let mut service = self.proxy_service(&server, access_log.clone());
-        match &config.listen.proxy {
-            Address::Tcp(address) => service.add_tcp(&address.to_string()),
-            Address::Unix(path) => service.add_uds(&path.to_string_lossy(), None),
-        }
+        let listener = match &config.listen.proxy {
+            Address::Tcp(address) => ListenerConfig::tcp(address.to_string()),
+            Address::Unix(path) => ListenerConfig::uds(path.to_string_lossy()),
+        };
+        service.add_listener(listener.l4_buffer(L4BufferSettings::default().read(READ_BUFFER)));
         server.add_service(service);
 
         let phases = server.watch_execution_phase();
@@ -193,6 +202,7 @@ impl Assembly {
             gate: Arc::clone(&self.gate),
             metrics: Arc::clone(&self.metrics),
             snapshots: Arc::clone(&self.snapshots),
+            license_api: Arc::new(LicenseApi::new(Arc::clone(&self.licenses))),
             access_log,
             draining: Arc::clone(&self.draining),
         };
@@ -479,12 +489,12 @@ impl End {
         use pingora::server::ExecutionPhase::{ShutdownGracePeriod, ShutdownRuntimes};
         while !matches!(phases.blocking_recv(), Ok(ShutdownGracePeriod | ShutdownRuntimes) | Err(_)) {}
         let deadline = Instant::now() + self.timeout;
-        while self.metrics.in_flight.get() > 0 && Instant::now() < deadline {
+        while self.metrics.unfinished() != (0, 0) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(10));
         }
-        let left = self.metrics.in_flight.get();
-        if left > 0 {
-            tracing::warn!(requests = left, "ending with requests in flight");
+        let (requests, websockets) = self.metrics.unfinished();
+        if requests > 0 || websockets > 0 {
+            tracing::warn!(requests, websockets, "ending with requests in flight or WebSockets open");
         }
         if let Some(access_log) = &self.access_log {
             access_log.flush();

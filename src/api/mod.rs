@@ -1,3 +1,8 @@
 //! What the proxy serves itself, beside the answers of the gate.
 
+pub(crate) mod handshake;
+pub(crate) mod license;
 pub(crate) mod ops;
+pub(crate) mod paths;
+pub(crate) mod updates;
+pub(crate) mod websocket;

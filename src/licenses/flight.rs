@@ -95,10 +95,15 @@ impl Licenses {
                     if doubtful {
                         entry.mark.doubt(flight.announced.load(Ordering::Relaxed));
                     }
+                    let before = self.memory.license(&tenant);
                     self.memory.put(Arc::clone(entry));
+                    if before.is_none_or(|before| before.license != entry.license) {
+                        self.watchers.tell(&tenant);
+                    }
                 }
                 Found::Nothing if !doubtful => {
                     self.memory.put_unknown(tenant, Mark::new(read.read_at, read.read_at, generation));
+                    self.watchers.tell(&tenant);
                 }
                 _ => {}
             }

@@ -35,9 +35,10 @@ impl Licenses {
         self.memory.doubt(&tenant, revision)
     }
 
-    /// The same, and Redis knows too: whoever is in use is asked for at once.
+    /// The same, and Redis knows too: whoever is in use, or watched, is asked for at once.
     pub(super) fn changed(self: &Arc<Self>, tenant: TenantId, revision: Option<i64>) {
-        if self.doubt(tenant, revision) && self.source_breaker.allows() {
+        let in_use = self.doubt(tenant, revision);
+        if (in_use || self.watchers.has(&tenant)) && self.source_breaker.allows() {
             drop(self.load(tenant, false));
         }
     }
@@ -47,6 +48,7 @@ impl Licenses {
         let loading = self.loading.lock();
         loading.values().for_each(|flight| flight.disturb(None));
         self.memory.doubt_everything();
+        self.watchers.doubt_everything();
     }
 
     /// Tenants that were unknown may have a licence now.
@@ -54,6 +56,7 @@ impl Licenses {
         let loading = self.loading.lock();
         loading.values().for_each(|flight| flight.disturb(None));
         self.memory.forget_unknown();
+        self.watchers.doubt_everything();
     }
 
     /// The tables were dropped to turn licensing off, or are there again.

@@ -9,6 +9,8 @@ mod hear;
 mod loader;
 mod memory;
 mod pulse;
+mod usage;
+mod watch;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,6 +20,8 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use licensing::tenant::TenantId;
+use licensing::time::Timestamp;
+use licensing::view::Usage;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
@@ -31,6 +35,9 @@ use self::loader::Loader;
 pub(crate) use self::memory::Entry;
 use self::memory::{Mark, Memory};
 use self::pulse::Sessions;
+use self::usage::UsageReader;
+pub(crate) use self::watch::Watch;
+use self::watch::Watchers;
 use crate::metrics::Metrics;
 use crate::stores::{Breaker, BreakerState, Redis, Source, StoreError, StoreName};
 
@@ -115,6 +122,9 @@ pub(crate) struct Licenses {
     relayed: Option<Mutex<Sessions>>,
     /// Whether somebody has dropped the tables to turn licensing off.
     off: AtomicBool,
+    /// Those who are told of changes.
+    watchers: Watchers,
+    usage: UsageReader,
     /// Where loads run: not on the request's task, which ends when its client leaves while others still wait.
     runtime: Handle,
     metrics: Arc<Metrics>,
@@ -154,6 +164,8 @@ impl Licenses {
             trust: AtomicU8::new(Trust::ByAge as u8),
             source_breaker: Breaker::new(source.name(), verdict_within),
             loader: Loader::new(Arc::clone(&source), runtime.clone(), Arc::clone(&metrics)),
+            usage: UsageReader::new(Arc::clone(&source), runtime.clone(), freshness.deadline),
+            watchers: Watchers::default(),
             source,
             freshness,
             loading: Mutex::default(),
@@ -241,6 +253,12 @@ impl Licenses {
         let look_up = answer.unwrap_or_else(|| self.without_stores(tenant, false));
         let asked_source = leads && look_up.layer.is_none_or(|layer| layer == Layer::Source);
         (look_up, asked_source)
+    }
+
+    /// What `tenant` has used in the month of `now` (UTC), a few seconds old perhaps; none if no store can tell. Nothing that
+    /// is decided depends on it.
+    pub(crate) async fn usage(&self, tenant: TenantId, now: Timestamp) -> Option<Arc<Usage>> {
+        self.usage.of(tenant, now, self.source_breaker.allows()).await
     }
 
     /// Whether a store has ever answered: from then on this replica can decide.

@@ -1,10 +1,11 @@
-//! Tells HTTP/2 from HTTP/1 by the first bytes of a connection.
+//! Tells HTTP/2 from HTTP/1 by the first bytes of a connection, and hands over those that become WebSockets.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pingora::apps::{HttpServerApp, ReusedHttpStream, ServerApp};
+use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream, ServerApp};
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::HttpProxy;
@@ -12,6 +13,7 @@ use pingora::server::ShutdownWatch;
 use tokio::time::timeout;
 
 use super::Proxy;
+use super::handover::Handover;
 
 /// How HTTP/2's preface begins, and no request of HTTP/1 does (RFC 9113 section 3.4).
 const PREFACE_BEGINS: &[u8; 4] = b"PRI ";
@@ -33,12 +35,19 @@ impl Connections {
         Self { proxy: Arc::new(proxy) }
     }
 
-    /// As pingora serves HTTP/1: one request after the other, until one may not be followed by another.
+    /// As pingora serves HTTP/1: one request after the other, until one may not be followed by another, or has made the
+    /// connection a WebSocket.
     async fn serve_http1(&self, stream: Stream, shutdown: &ShutdownWatch) {
         let mut session = ServerSession::new_http1(stream);
         session.set_keepalive((!*shutdown.borrow()).then_some(SILENCE));
         let mut served = self.proxy.process_new_http(session, shutdown).await;
-        while let Some((stream, settings)) = served.map(ReusedHttpStream::consume) {
+        while let Some((stream, mut settings)) = served.map(ReusedHttpStream::consume) {
+            let context = settings.as_mut().and_then(HttpPersistentSettings::take_user_context);
+            if let Some(Ok(handover)) = context.map(<Box<dyn Any + Send + Sync>>::downcast::<Handover>) {
+                // On a task of its own: this one holds the room that a request needs.
+                tokio::spawn(handover.serve(stream, shutdown.clone()));
+                return;
+            }
             let mut session = ServerSession::new_http1(stream);
             if let Some(settings) = settings {
                 settings.apply_to_session(&mut session);

@@ -2,7 +2,9 @@
 
 mod connection;
 mod forward;
+mod handover;
 mod intake;
+mod own;
 mod request_id;
 mod respond;
 mod snapshot;
@@ -15,6 +17,7 @@ use std::time::{Instant, SystemTime};
 use async_trait::async_trait;
 use http::{HeaderValue, Method};
 use licensing::answer::{Answer, Failure};
+use parking_lot::Mutex;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
@@ -23,9 +26,12 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 
 pub(crate) use self::connection::Connections;
 use self::forward::Forward;
+use self::handover::Handover;
 use self::intake::{Facts, Fault};
 pub(crate) use self::snapshot::{Snapshot, Snapshots, policy};
 use crate::access_log::{AccessLog, Line};
+use crate::api::license::{Basis, LicenseApi};
+use crate::api::paths::Endpoint;
 use crate::gate::{Gate, Ruling, Step};
 use crate::metrics::Metrics;
 
@@ -34,6 +40,7 @@ pub(crate) struct Proxy {
     pub(crate) gate: Arc<Gate>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) snapshots: Snapshots,
+    pub(crate) license_api: Arc<LicenseApi>,
     pub(crate) access_log: Option<AccessLog>,
     /// Once true, connections are closed after the request they carry.
     pub(crate) draining: Arc<std::sync::atomic::AtomicBool>,
@@ -51,6 +58,10 @@ pub(crate) struct Context {
     upstream_status: Option<u16>,
     /// Whether it had its answer without the gate.
     answered: bool,
+    /// What such an answer of the licence API was made of.
+    basis: Basis,
+    /// What the connection becomes after this request, if it is no longer one of HTTP.
+    handover: Mutex<Option<Handover>>,
     _in_flight: InFlight,
 }
 
@@ -58,6 +69,7 @@ pub(crate) struct Context {
 enum Instead {
     Answer(Answer),
     Fail(Failure),
+    Own(Endpoint),
 }
 
 #[async_trait]
@@ -75,6 +87,8 @@ impl ProxyHttp for Proxy {
             ruling: None,
             upstream_status: None,
             answered: false,
+            basis: Basis::default(),
+            handover: Mutex::new(None),
             _in_flight: InFlight::new(&self.metrics),
         })
     }
@@ -101,6 +115,7 @@ impl ProxyHttp for Proxy {
             Ok(ruling) => Box::pin(self.deny(session, context, ruling)).await,
             Err(Instead::Fail(failure)) => Box::pin(self.fail(session, context, failure)).await,
             Err(Instead::Answer(answer)) => Box::pin(self.answer(session, context, answer)).await,
+            Err(Instead::Own(endpoint)) => Box::pin(self.serve_own(session, context, endpoint)).await,
         }
     }
 
@@ -185,6 +200,14 @@ impl ProxyHttp for Proxy {
         true
     }
 
+    fn persist_connection_context(
+        &self,
+        _: &Session,
+        context: &Box<Context>,
+    ) -> Option<Box<dyn std::any::Any + Send + Sync>> {
+        context.handover.lock().take().map(|handover| Box::new(handover) as _)
+    }
+
     async fn logging(&self, session: &mut Session, _: Option<&Error>, context: &mut Box<Context>) {
         let elapsed = context.begun.elapsed();
         self.metrics.api_duration.observe(elapsed.as_secs_f64());
@@ -224,6 +247,9 @@ impl Proxy {
             return Err(Instead::Answer(answer));
         }
         let (method, target) = (request.method.as_str(), request.raw_path());
+        if let Some(endpoint) = snapshot.api.endpoint(target) {
+            return Err(Instead::Own(endpoint));
+        }
         match self.gate.rule(&snapshot.policy, method, target, facts.identity, *begun) {
             Step::Ruled(ruling) => Ok(ruling),
             // Boxed, as is every branch that waits: pingora moves this future about with each request.
@@ -275,7 +301,8 @@ impl Proxy {
         let request = session.req_header();
         let snapshot = &context.snapshot;
         let ruling = context.ruling.as_ref();
-        let entry = ruling.and_then(|ruling| ruling.entry.as_ref());
+        let basis = &context.basis;
+        let entry = ruling.and_then(|ruling| ruling.entry.as_ref()).or(basis.entry.as_ref());
         let target = request.raw_path();
         let path = memchr::memchr(b'?', target).map_or(target, |query| &target[..query]);
         let facts = context.facts.as_ref();
@@ -289,12 +316,12 @@ impl Proxy {
             path: &String::from_utf8_lossy(path),
             status: session.response_written().map_or(0, |head| head.status.as_u16()),
             decision: ruling.map_or(without_ruling, |ruling| ruling.outcome.as_str()),
-            reason: ruling.and_then(|ruling| ruling.reason).map(licensing::reason::Reason::name),
+            reason: ruling.and_then(|ruling| ruling.reason).or(basis.reason).map(licensing::reason::Reason::name),
             feature: ruling.and_then(|ruling| ruling.feature.as_deref()),
             rule: ruling.and_then(|ruling| ruling.rule.as_deref()),
             plan: entry.map(|entry| &*entry.license.plan),
             revision: entry.map(|entry| entry.license.revision),
-            layer: ruling.and_then(|ruling| ruling.layer).map(crate::licenses::Layer::as_str),
+            layer: ruling.and_then(|ruling| ruling.layer).or(basis.layer).map(crate::licenses::Layer::as_str),
             license_age: ruling.and_then(|ruling| ruling.age),
             fallback: ruling.and_then(|ruling| ruling.fallback),
             mode: ruling.map_or_else(|| snapshot.policy.enforcement.mode(), |ruling| ruling.mode).as_str(),

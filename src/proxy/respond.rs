@@ -26,8 +26,8 @@ pub(super) async fn respond(session: &mut Session, answer: Answer, cors: &Cors, 
     for (name, value) in cors.headers(origin(session)).into_iter().chain(answer.headers) {
         head.append_header(name, value)?;
     }
-    // RFC 9110 section 8.6: a 204 has no length.
-    if answer.status != 204 {
+    // RFC 9110 section 8.6: a 204 has no length, and a 304 none but that of the answer it stands for.
+    if ![204, 304].contains(&answer.status) {
         head.insert_header(http::header::CONTENT_LENGTH, answer.body.len())?;
     }
     let downstream = session.as_downstream_mut();

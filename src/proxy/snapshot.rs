@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail};
 use arc_swap::ArcSwap;
-use licensing::config::{Config, Missing, PlanSettings, UpstreamAddress};
+use licensing::config::{
+    ApiSettings, Config, Missing, PlanSettings, TenantSettings, TenantSource, TokenPlace, UpstreamAddress,
+};
 use licensing::cors::Cors;
 use licensing::routes::Routes;
 use licensing::{answer::Answers, config};
@@ -13,6 +15,7 @@ use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 
 use super::intake::{Facts, Intake};
 use super::respond::DrainBounds;
+use crate::api::paths::ApiPaths;
 use crate::gate::{Policy, RulePolicy};
 use crate::identity::Tokens;
 use crate::reload::fingerprint;
@@ -26,6 +29,9 @@ pub(crate) struct Snapshot {
     pub(crate) policy: Policy,
     pub(crate) intake: Intake,
     pub(crate) cors: Cors,
+    pub(crate) api: ApiPaths,
+    /// The request headers that may say whose licence is asked for, as `Vary` lists them.
+    pub(crate) vary: String,
     pub(crate) upstream: Upstream,
     pub(crate) drain: DrainBounds,
     pub(crate) log_raw_target: bool,
@@ -54,6 +60,8 @@ impl Snapshot {
             policy: policy(config)?,
             intake: Intake::new(config, Tokens::load(config, &settings.file)?),
             cors: config.cors.as_ref().map(Cors::new).unwrap_or_default(),
+            api: config.api.as_ref().map_or_else(|| ApiPaths::new(&ApiSettings::default()), ApiPaths::new),
+            vary: vary(&config.tenant),
             upstream: Upstream::of(&config.upstream)?,
             drain: DrainBounds { bytes: limits.drain_bytes.bytes(), time: limits.drain_timeout.get() },
             log_raw_target: config.log.raw_target,
@@ -112,4 +120,23 @@ pub(crate) fn policy(config: &Config) -> anyhow::Result<Policy> {
         on_failure: config.licenses.on_failure,
         without_tenant: config.tenant.missing == Missing::Allow,
     })
+}
+
+/// The headers that the tenant's sources read.
+fn vary(tenant: &TenantSettings) -> String {
+    let mut headers = Vec::new();
+    for source in &tenant.sources {
+        match source {
+            TenantSource::Header(name) => headers.push(name.as_str()),
+            TenantSource::Jwt(jwt) => headers.extend(jwt.from.iter().map(|place| match place {
+                TokenPlace::Authorization => "authorization",
+                TokenPlace::Cookie(_) => "cookie",
+                TokenPlace::WebsocketProtocol => "sec-websocket-protocol",
+            })),
+            TenantSource::Host(_) | TenantSource::Fixed(_) => {}
+        }
+    }
+    headers.sort_unstable();
+    headers.dedup();
+    headers.join(", ")
 }

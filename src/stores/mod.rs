@@ -22,8 +22,10 @@ use std::fmt;
 use std::str::FromStr;
 
 use async_trait::async_trait;
+use jiff::civil::Date;
 use licensing::license::{License, Unreadable};
 use licensing::tenant::TenantId;
+use licensing::view::Usage;
 
 pub(crate) use self::breaker::{Breaker, BreakerState};
 pub(crate) use self::file::FileSource;
@@ -173,6 +175,16 @@ pub(crate) trait Source: Send + Sync {
     /// When it does not answer.
     async fn warm_up(&self) -> Result<(), StoreError> {
         self.probe().await
+    }
+
+    /// How often `tenant` has used each feature from the day `since` on, as far as that is counted here.
+    ///
+    /// # Errors
+    /// When it can't be asked or does not answer in time.
+    async fn usage(&self, tenant: TenantId, since: Date) -> Result<Usage, StoreError> {
+        // A file counts nothing.
+        let _ = (tenant, since);
+        Ok(Usage::new())
     }
 
     /// How many queries it takes at once; more would wait for each other.

@@ -8,13 +8,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use jiff::civil::Date;
 use licensing::license::{License, LicenseRow, MAX_FEATURES_BYTES, Unreadable};
 use licensing::tenant::TenantId;
+use licensing::view::Usage;
 use parking_lot::Mutex;
 use prometheus::IntCounter;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
-use tokio_postgres::types::{FromSql, Type};
+use tokio_postgres::types::{FromSql, ToSql, Type};
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
@@ -55,6 +57,10 @@ pub(super) const LOAD: &str = "SELECT tenant_id, plan_tier::text, \
 /// does not fetch it.
 const PROBE: &str = "SELECT tenant_id, plan_tier, features IS NULL, usage_limits IS NULL, \
      features_until IS NULL, valid_from, valid_until, auto_renew, revision FROM tenant_licenses LIMIT 1";
+
+/// What a tenant has used since a day, by feature: as many as a licence could ever name.
+const USAGE: &str = "SELECT feature_name::text, coalesce(sum(usage_count), 0)::bigint FROM feature_usage \
+     WHERE tenant_id = $1 AND usage_date >= $2::text::date GROUP BY feature_name ORDER BY feature_name LIMIT 1000";
 
 /// How far a server is, as [`Replayed::read`] reads it.
 const REPLAYED: &str = "SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text";
@@ -305,6 +311,14 @@ impl Source for Postgres {
             (Err(_), Some(primary)) => self.probe_replica(primary).await,
             (opened, _) => opened.map(drop),
         }
+    }
+
+    async fn usage(&self, tenant: TenantId, since: Date) -> Result<Usage, StoreError> {
+        let since = since.to_string();
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(tenant.as_uuid(), Type::UUID), (&since, Type::TEXT)];
+        let rows = self.reads.run(self.deadline(), async |client| client.query_typed(USAGE, &parameters).await).await?;
+        let read = |row: &Row| Ok((Box::from(row.try_get::<_, &str>(0)?), row.try_get(1)?));
+        rows.iter().map(read).collect::<Result<_, _>>().map_err(|error| failure(&error))
     }
 
     fn queries_at_once(&self) -> usize {

@@ -1,4 +1,5 @@
-//! How a refusal is said: status, headers and body, as JSON, problem details (RFC 9457) or gRPC.
+//! How the proxy answers: refusals with status, headers and body, as JSON, problem details (RFC 9457) or gRPC; and the
+//! licence itself.
 
 use serde::Serialize;
 
@@ -12,6 +13,9 @@ pub const PROXY_NAME: &str = "dotmac-license-proxy";
 
 /// How long a client is asked to wait before it tries again while no store answers, in seconds.
 const RETRY_AFTER_SECONDS: &str = "1";
+
+/// The version of the WebSocket protocol that is spoken (RFC 6455 section 4.1).
+const WEBSOCKET_VERSION: &str = "13";
 
 /// What a client can read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +54,17 @@ pub enum Failure {
     TargetTooLong,
     /// The request can't be read to its end.
     RequestBroken,
+    /// The path is the proxy's own and does not answer this method.
+    MethodNotAllowed {
+        /// The methods that it answers, as `Allow` lists them.
+        allow: &'static str,
+    },
+    /// The request is no opening handshake of a WebSocket, but should be (RFC 6455 section 4.2.1).
+    HandshakeMalformed,
+    /// The path is a WebSocket, and the request asks for something else or for another version of it.
+    UpgradeRequired,
+    /// A page of another origin, which is not listed, asks for a WebSocket.
+    OriginNotAllowed,
     /// Something in this program failed.
     Internal,
 }
@@ -76,6 +91,28 @@ impl Format {
             })
         });
         if accepts_problem { Self::Problem } else { Self::Json }
+    }
+}
+
+impl Answer {
+    /// A licence's document with its entity tag; none: the client has that already, and is told so (RFC 9110 section
+    /// 15.4.5). `vary` lists the request headers that tell whose licence it is.
+    pub fn document(document: Option<String>, entity_tag: String, vary: &str, request_id: &str) -> Self {
+        let mut headers = vec![
+            ("Cache-Control", "no-cache, private".to_owned()),
+            ("ETag", entity_tag),
+            ("X-Request-ID", request_id.to_owned()),
+        ];
+        if !vary.is_empty() {
+            headers.push(("Vary", vary.to_owned()));
+        }
+        match document {
+            None => Self { status: 304, headers, body: Vec::new() },
+            Some(document) => {
+                headers.push(("Content-Type", "application/json".to_owned()));
+                Self { status: 200, headers, body: document.into_bytes() }
+            }
+        }
     }
 }
 
@@ -164,6 +201,38 @@ impl Answers {
             Failure::RequestBroken => {
                 (400, "Request malformed", "request_malformed", "http_request_error", 3, "The request is malformed.")
             }
+            Failure::MethodNotAllowed { .. } => (
+                405,
+                "Method not allowed",
+                "method_not_allowed",
+                "http_request_error",
+                12,
+                "The path does not answer this method.",
+            ),
+            Failure::HandshakeMalformed => (
+                400,
+                "WebSocket handshake malformed",
+                "websocket_malformed",
+                "http_request_error",
+                3,
+                "A WebSocket is opened over HTTP/1.1 as RFC 6455 has it.",
+            ),
+            Failure::UpgradeRequired => (
+                426,
+                "Upgrade required",
+                "upgrade_required",
+                "http_request_error",
+                9,
+                "The path is a WebSocket of version 13.",
+            ),
+            Failure::OriginNotAllowed => (
+                403,
+                "Origin not allowed",
+                "origin_not_allowed",
+                "http_request_denied",
+                7,
+                "Pages of this origin may not open a WebSocket here.",
+            ),
             Failure::Internal => {
                 (500, "Internal error", "proxy_error", "proxy_internal_error", 13, "The licence proxy failed.")
             }
@@ -179,7 +248,15 @@ impl Answers {
             available_in: Vec::new(),
             request_id,
         };
-        render(status, common_headers(error, reason, request_id), &members, grpc, format)
+        let mut headers = common_headers(error, reason, request_id);
+        match failure {
+            Failure::MethodNotAllowed { allow } => headers.push(("Allow", allow.to_owned())),
+            // RFC 9110 section 15.5.22, RFC 6455 section 4.4.
+            Failure::UpgradeRequired => headers
+                .extend([("Upgrade", "websocket".to_owned()), ("Sec-WebSocket-Version", WEBSOCKET_VERSION.to_owned())]),
+            _ => {}
+        }
+        render(status, headers, &members, grpc, format)
     }
 
     fn upgrade_url(&self, feature: &str) -> String {
@@ -276,6 +353,7 @@ fn message(denial: &Denial<'_>, available_in: &[&str]) -> String {
             format!("The plan {} does not include {feature}.{offer}", license.plan)
         }
         (Reason::FeatureNotInPlan, None) => format!("The licence does not include {feature}.{offer}"),
+        (Reason::NoLicense, _) if denial.feature.is_none() => "There is no licence for this tenant.".to_owned(),
         (Reason::NoLicense, _) => format!("There is no licence for this tenant, and {feature} needs one.{offer}"),
         (Reason::LicenseExpired, Some(license)) => {
             format!("The licence ended on {}; {feature} needs a valid one.", license.valid_until)

@@ -2,8 +2,8 @@
 //!
 //! What a request path means ([`path`], [`routes`]), who asks ([`tenant`]), what the tenant has bought ([`license`],
 //! [`plans`]) and how that changes ([`amend`]), what follows from it ([`decide`], [`enforcement`]) and how that is said
-//! ([`answer`]), also to pages of other origins ([`cors`]). Nothing here does I/O, reads a clock or knows of an async runtime:
-//! time is always an argument, so every rule can be tested with a table.
+//! ([`answer`], [`view`]), also to pages of other origins ([`cors`]). Nothing here does I/O, reads a clock or knows of an
+//! async runtime: time is always an argument, so every rule can be tested with a table.
 
 pub mod amend;
 pub mod answer;
@@ -19,3 +19,4 @@ pub mod reason;
 pub mod routes;
 pub mod tenant;
 pub mod time;
+pub mod view;

@@ -173,6 +173,10 @@ fn failures_name_themselves() {
         (Failure::HeadersTooLarge, 431),
         (Failure::TargetTooLong, 414),
         (Failure::RequestBroken, 400),
+        (Failure::MethodNotAllowed { allow: "GET" }, 405),
+        (Failure::HandshakeMalformed, 400),
+        (Failure::UpgradeRequired, 426),
+        (Failure::OriginNotAllowed, 403),
         (Failure::Internal, 500),
     ] {
         let answer = answers().failure(failure, "req-2", Format::Json);
@@ -194,4 +198,44 @@ fn a_client_with_a_bad_token_is_told_so() {
     let expected = r#"Bearer realm="tenant", error="invalid_token", error_description="The token has expired.""#;
     assert_eq!(say(Some(TokenFault::Expired)), (401, Some(expected.to_owned()), json!("The token has expired.")));
     assert_eq!(say(None), (401, Some(r#"Bearer realm="tenant""#.to_owned()), json!("The request names no tenant.")));
+}
+
+#[test]
+fn what_some_failures_say_in_headers() {
+    let say = |failure| answers().failure(failure, "req-1", Format::Json);
+    assert_eq!(header(&say(Failure::MethodNotAllowed { allow: "GET, HEAD" }), "Allow"), Some("GET, HEAD"));
+    let upgrade = say(Failure::UpgradeRequired);
+    assert_eq!(
+        (header(&upgrade, "Upgrade"), header(&upgrade, "Sec-WebSocket-Version")),
+        (Some("websocket"), Some("13"))
+    );
+}
+
+#[test]
+fn a_licence_and_that_it_is_known() {
+    let document = Answer::document(Some("{}".to_owned()), "\"1\"".to_owned(), "x-tenant-id", "req-1");
+    assert_eq!((document.status, document.body.as_slice()), (200, &b"{}"[..]));
+    assert_eq!(header(&document, "Content-Type"), Some("application/json"));
+    let known = Answer::document(None, "\"1\"".to_owned(), "x-tenant-id", "req-1");
+    assert_eq!((known.status, known.body.len()), (304, 0));
+    for answer in [document, known] {
+        for (name, value) in [
+            ("ETag", "\"1\""),
+            ("Cache-Control", "no-cache, private"),
+            ("Vary", "x-tenant-id"),
+            ("X-Request-ID", "req-1"),
+        ] {
+            assert_eq!(header(&answer, name), Some(value));
+        }
+    }
+}
+
+#[test]
+fn without_a_licence_and_a_feature_in_question() {
+    let answer = say(Reason::NoLicense, None, Format::Json);
+    let body: Value = serde_json::from_slice(&answer.body).expect("JSON");
+    assert_eq!(
+        (&body["message"], &body["upgrade_url"], &body["feature"]),
+        (&json!("There is no licence for this tenant."), &Value::Null, &Value::Null)
+    );
 }

@@ -30,6 +30,7 @@ pub(super) fn check(config: &Config, tree: &Node, problems: &mut Collector<'_>) 
     checker.plans();
     checker.enforcement();
     checker.upgrade();
+    checker.api();
     checker.cors();
     checker.deny();
 }
@@ -224,6 +225,26 @@ impl Checker<'_, '_> {
         }
     }
 
+    fn api(&mut self) {
+        let Some(api) = &self.config.api else { return };
+        for (key, paths) in [("paths", &api.paths), ("websocket", &api.websocket)] {
+            for (i, path) in paths.iter().enumerate() {
+                if let Some(why) = api_path_problem(path) {
+                    self.error(&at!["api", key, i], why);
+                }
+                if paths[..i].contains(path) {
+                    self.error(&at!["api", key, i], format!("{path} is listed twice"));
+                }
+                // What is above a licence's path is that licence's upgrade.
+                if let Some(below) = path.rsplit_once('/').filter(|(_, last)| UPGRADES.contains(last))
+                    && api.paths.iter().any(|licence| licence == below.0)
+                {
+                    self.error(&at!["api", key, i], format!("{path} is where {} is upgraded", below.0));
+                }
+            }
+        }
+    }
+
     fn cors(&mut self) {
         let Some(cors) = &self.config.cors else { return };
         for (i, origin) in cors.allow_origins.iter().enumerate() {
@@ -265,6 +286,21 @@ fn is_framing(name: &str) -> bool {
         "forwarded",
     ];
     names.contains(&name)
+}
+
+/// What stands behind the path of a licence where it is upgraded.
+const UPGRADES: [&str; 2] = ["upgrade", "upgrade-click"];
+
+/// A path of our own is compared byte for byte, so it has to be one that every client sends in one way.
+fn api_path_problem(path: &str) -> Option<&'static str> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~');
+    let Some(segments) = path.strip_prefix('/') else { return Some("expected a path that starts with a slash") };
+    let plain = |segment: &str| {
+        let dots = segment == "." || segment == "..";
+        !segment.is_empty() && !dots && segment.bytes().all(plain)
+    };
+    (!segments.split('/').all(plain))
+        .then_some("expected segments of letters, digits, `-`, `.`, `_` and `~`, without a slash at the end")
 }
 
 fn upgrade_url_problem(url: &str) -> Option<String> {

@@ -21,7 +21,6 @@ pub(super) const NOT_BUILT: &[NotBuilt] = &[
     key("tenant.sources[].host", "tenants from host names"),
     key("routes.rules[].meter", "counting requests"),
     key("upgrade", "upgrades through the proxy"),
-    key("api", "the licence API"),
     key("usage", "counting requests"),
     key("limits.header_timeout", "limits on slow clients"),
     key("limits.connections", "limits under overload"),

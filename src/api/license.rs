@@ -1,0 +1,138 @@
+//! The licence API: a tenant's licence as JSON. Nothing of what is enforced depends on it, nor it on what is enforced.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::HeaderValue;
+use licensing::answer::{Answer, Format};
+use licensing::decide::Denial;
+use licensing::license::License;
+use licensing::reason::Reason;
+use licensing::tenant::TenantId;
+use licensing::view::{View, entity_tag, none_match_names};
+
+use crate::clock::wall_clock;
+use crate::gate::{Identity, Policy};
+use crate::licenses::{Entry, Found, Layer, Licenses, Watch};
+
+/// What the licence API is served from.
+pub(crate) struct LicenseApi {
+    licenses: Arc<Licenses>,
+}
+
+/// A request to it, as far as its answer depends on that.
+pub(crate) struct Call<'a> {
+    /// Who asks.
+    pub(crate) identity: Identity,
+    /// What refusals say.
+    pub(crate) policy: &'a Policy,
+    /// The values of `If-None-Match`.
+    pub(crate) none_match: Vec<HeaderValue>,
+    /// The request headers that say who asks, for `Vary`.
+    pub(crate) vary: &'a str,
+    /// The request's id.
+    pub(crate) request_id: &'a str,
+    /// What the client can read, if it is refused.
+    pub(crate) format: Format,
+}
+
+/// The answer, and what the access log says of it.
+pub(crate) struct Reply {
+    /// The answer.
+    pub(crate) answer: Answer,
+    /// What it was made of.
+    pub(crate) basis: Basis,
+}
+
+/// What an answer of the licence API was made of.
+#[derive(Debug, Default)]
+pub(crate) struct Basis {
+    /// Why it is a refusal.
+    pub(crate) reason: Option<Reason>,
+    /// The licence.
+    pub(crate) entry: Option<Arc<Entry>>,
+    /// Where that came from.
+    pub(crate) layer: Option<Layer>,
+}
+
+/// A tenant's licence, or that there is none, which is worth knowing too.
+pub(crate) type Held = Option<Arc<Entry>>;
+
+impl LicenseApi {
+    pub(crate) fn new(licenses: Arc<Licenses>) -> Self {
+        Self { licenses }
+    }
+
+    /// GET: the licence, or that the client has it already.
+    pub(crate) async fn get(&self, call: &Call<'_>) -> Reply {
+        let tenant = match call.tenant() {
+            Ok(tenant) => tenant,
+            Err(refused) => return refused,
+        };
+        let (entry, layer) = match self.held(tenant).await {
+            Ok((Some(entry), layer)) => (entry, layer),
+            Ok((None, _)) => return refuse(call, Reason::NoLicense),
+            Err(reason) => return refuse(call, reason),
+        };
+        let document = self.document(tenant, &entry.license, call.policy).await;
+        let tag = entity_tag(document.as_bytes());
+        let is_known = call.none_match.iter().any(|value| none_match_names(value.as_bytes(), &tag));
+        let answer = Answer::document((!is_known).then_some(document), tag, call.vary, call.request_id);
+        Reply { answer, basis: Basis { reason: None, entry: Some(entry), layer } }
+    }
+
+    /// What `tenant` holds, last known perhaps, and where that came from.
+    ///
+    /// # Errors
+    /// When no store can tell.
+    pub(crate) async fn held(&self, tenant: TenantId) -> Result<(Held, Option<Layer>), Reason> {
+        // As the gate does it.
+        let look_up = match self.licenses.peek(tenant, Instant::now()) {
+            Some(look_up) => look_up,
+            None => self.licenses.ask(tenant).await.0,
+        };
+        match look_up.found {
+            Found::License(entry) | Found::Stale(entry) => Ok((Some(entry), look_up.layer)),
+            Found::Nothing => Ok((None, look_up.layer)),
+            Found::Failed { .. } => Err(Reason::StoreUnavailable),
+        }
+    }
+
+    /// Be told when that changes.
+    pub(crate) fn watch(&self, tenant: TenantId) -> Watch {
+        self.licenses.watch(tenant)
+    }
+
+    /// A licence's document as of now, with what was used of it.
+    pub(crate) async fn document(&self, tenant: TenantId, license: &License, policy: &Policy) -> String {
+        let usage = self.licenses.usage(tenant, wall_clock()).await;
+        View::new(license, policy.grace, usage.as_deref(), wall_clock()).to_json()
+    }
+}
+
+impl Call<'_> {
+    /// Whose licence it is about.
+    ///
+    /// # Errors
+    /// With the refusal, when that can't be told.
+    pub(crate) fn tenant(&self) -> Result<TenantId, Reply> {
+        let reason = match self.identity {
+            Identity::Tenant(tenant) => return Ok(tenant),
+            Identity::Missing | Identity::BadToken(_) => Reason::TenantMissing,
+            Identity::Invalid | Identity::Conflicting => Reason::TenantInvalid,
+        };
+        Err(refuse(self, reason))
+    }
+}
+
+/// Say why the licence is not shown.
+pub(crate) fn refuse(call: &Call<'_>, reason: Reason) -> Reply {
+    let Policy { answers, plans, .. } = call.policy;
+    let token = match call.identity {
+        Identity::BadToken(fault) => Some(fault),
+        _ => None,
+    };
+    let denial = Denial { reason, feature: None, license: None, token };
+    let answer = answers.denial(&denial, plans, call.request_id, call.format);
+    Reply { answer, basis: Basis { reason: Some(reason), ..Basis::default() } }
+}

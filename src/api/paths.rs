@@ -1,0 +1,66 @@
+//! Which requests the proxy answers itself: those whose path is, byte for byte, one of its own.
+
+use licensing::config::ApiSettings;
+
+/// The paths of the licence API.
+#[derive(Debug, Default)]
+pub(crate) struct ApiPaths {
+    documents: Vec<Box<[u8]>>,
+    websockets: Vec<Box<[u8]>>,
+}
+
+/// What is served at a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Endpoint {
+    /// The licence, by GET.
+    pub(crate) document: bool,
+    /// A WebSocket that tells of changes.
+    pub(crate) websocket: bool,
+}
+
+impl ApiPaths {
+    pub(crate) fn new(settings: &ApiSettings) -> Self {
+        let bytes = |paths: &[String]| paths.iter().map(|path| path.as_bytes().into()).collect();
+        Self { documents: bytes(&settings.paths), websockets: bytes(&settings.websocket) }
+    }
+
+    /// What is served at the path of a raw target. Other spellings of the same path go the way of all requests: a backend
+    /// may tell them apart.
+    pub(crate) fn endpoint(&self, raw_target: &[u8]) -> Option<Endpoint> {
+        let path = memchr::memchr(b'?', raw_target).map_or(raw_target, |query| &raw_target[..query]);
+        let names = |paths: &[Box<[u8]>]| paths.iter().any(|own| **own == *path);
+        let endpoint = Endpoint { document: names(&self.documents), websocket: names(&self.websockets) };
+        (endpoint.document || endpoint.websocket).then_some(endpoint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_compared_byte_for_byte() {
+        let paths = ApiPaths::new(&ApiSettings::default());
+        let found = |target: &str| paths.endpoint(target.as_bytes()).map(|e| (e.document, e.websocket));
+        for (target, expected) in [
+            ("/license", Some((true, true))),
+            ("/license?x=1", Some((true, true))),
+            ("/api/v1/license", Some((true, false))),
+            ("/ws/license", Some((false, true))),
+            ("/license/", None),
+            ("//license", None),
+            ("/License", None),
+            ("/licens%65", None),
+            ("/license;x", None),
+            ("/x/../license", None),
+            ("http://app/license", None),
+            ("/licenses", None),
+            ("/", None),
+            ("*", None),
+        ] {
+            assert_eq!(found(target), expected, "{target}");
+        }
+        let off = ApiSettings { paths: Vec::new(), websocket: Vec::new() };
+        assert_eq!(ApiPaths::new(&off).endpoint(b"/license"), None);
+    }
+}

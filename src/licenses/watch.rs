@@ -1,0 +1,185 @@
+//! Who wants to be told when a licence changes: the open WebSockets, by tenant.
+//!
+//! Nobody asks for them in turns. What is heard of a change makes the licence be read again at once, as it does for tenants
+//! that send requests, and whoever watches is told when memory holds something else than before. So what the sockets show
+//! and what the gate enforces change at the same moment. What can't be heard of (a channel is down, or was) is found since
+//! licences that are watched are renewed when they grow old, once a second, instead of at the next request.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use licensing::tenant::TenantId;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+
+use super::{Licenses, Standing};
+
+/// Those who watch.
+#[derive(Default)]
+pub(super) struct Watchers {
+    tenants: Mutex<HashMap<TenantId, Topic>>,
+    /// All of them may be out of date.
+    everything: Notify,
+}
+
+/// A tenant that is watched, and by how many.
+struct Topic {
+    news: watch::Sender<()>,
+    watchers: usize,
+}
+
+/// Somebody watches the licence of one tenant.
+pub(crate) struct Watch {
+    licenses: Arc<Licenses>,
+    tenant: TenantId,
+    news: watch::Receiver<()>,
+}
+
+impl Watch {
+    /// Whose licence.
+    pub(crate) fn tenant(&self) -> TenantId {
+        self.tenant
+    }
+
+    /// Wait until the licence is perhaps another than when this was called last. Whoever is told looks for themselves.
+    pub(crate) async fn news(&mut self) {
+        if self.news.changed().await.is_err() {
+            // The sender lives as long as somebody listens.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.licenses.watchers.leave(self.tenant);
+    }
+}
+
+impl Watchers {
+    fn join(&self, tenant: TenantId) -> watch::Receiver<()> {
+        let mut tenants = self.tenants.lock();
+        let topic = tenants.entry(tenant).or_insert_with(|| Topic { news: watch::Sender::new(()), watchers: 0 });
+        topic.watchers += 1;
+        topic.news.subscribe()
+    }
+
+    /// One of those who watch `tenant` leaves.
+    fn leave(&self, tenant: TenantId) {
+        let mut tenants = self.tenants.lock();
+        if let Entry::Occupied(mut topic) = tenants.entry(tenant) {
+            topic.get_mut().watchers -= 1;
+            if topic.get().watchers == 0 {
+                topic.remove();
+            }
+        }
+    }
+
+    /// Whether somebody watches `tenant`.
+    pub(super) fn has(&self, tenant: &TenantId) -> bool {
+        self.tenants.lock().contains_key(tenant)
+    }
+
+    /// Memory holds something else for `tenant` than before.
+    pub(super) fn tell(&self, tenant: &TenantId) {
+        if let Some(topic) = self.tenants.lock().get(tenant) {
+            topic.news.send_replace(());
+        }
+    }
+
+    /// Any licence may have changed.
+    pub(super) fn doubt_everything(&self) {
+        self.everything.notify_one();
+    }
+
+    fn tenants(&self) -> Vec<TenantId> {
+        self.tenants.lock().keys().copied().collect()
+    }
+}
+
+impl Licenses {
+    /// Watch the licence of `tenant`. Look at it after this, not before: what changes in between would be missed.
+    pub(crate) fn watch(self: &Arc<Self>, tenant: TenantId) -> Watch {
+        Watch { licenses: Arc::clone(self), tenant, news: self.watchers.join(tenant) }
+    }
+
+    /// For as long as the program runs: have the licences that are watched renewed.
+    pub(crate) async fn keep_watched(self: Arc<Self>) {
+        const INTERVAL: Duration = Duration::from_secs(1);
+        /// The most by which this replica comes later than others that have heard the same.
+        const APART: u64 = 100;
+        let apart = Duration::from_millis(self.jitter % APART);
+        loop {
+            if tokio::time::timeout(INTERVAL, self.watchers.everything.notified()).await.is_ok() {
+                tokio::time::sleep(apart).await;
+            }
+            self.renew_watched().await;
+        }
+    }
+
+    /// Have those read again that have to be, spread over a fifth of a second.
+    async fn renew_watched(self: &Arc<Self>) {
+        const STEPS: usize = 20;
+        const STEP: Duration = Duration::from_millis(10);
+        const AT_LEAST: usize = 32;
+        let tenants = self.watchers.tenants();
+        for (step, tenants) in tenants.chunks(AT_LEAST.max(tenants.len().div_ceil(STEPS))).enumerate() {
+            if step > 0 {
+                tokio::time::sleep(STEP).await;
+            }
+            // In an outage nothing is learnt by asking.
+            if !self.source_breaker.allows() {
+                return;
+            }
+            let now = Instant::now();
+            for tenant in tenants.iter().filter(|tenant| self.should_renew(tenant, now)) {
+                drop(self.load(*tenant, false));
+            }
+        }
+    }
+
+    fn should_renew(&self, tenant: &TenantId, now: Instant) -> bool {
+        if self.memory.is_faulty(tenant) {
+            return false;
+        }
+        match (self.memory.license(tenant), self.memory.unknown(tenant)) {
+            (Some(entry), _) => self.standing(&entry.mark, *tenant, now) != Standing::Fresh,
+            (None, Some(mark)) => self.standing(&mark, *tenant, now) != Standing::Fresh,
+            (None, None) => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn is_told(news: &mut watch::Receiver<()>) -> bool {
+        news.changed().now_or_never().is_some()
+    }
+
+    #[test]
+    fn those_who_watch_a_tenant_are_told_of_it_and_forgotten_when_they_leave() {
+        let (a, b) = (TenantId::new(Uuid::from_u128(1)), TenantId::new(Uuid::from_u128(2)));
+        let watchers = Watchers::default();
+        let (mut one, mut two, mut other) = (watchers.join(a), watchers.join(a), watchers.join(b));
+        watchers.tell(&a);
+        watchers.tell(&a);
+        assert!(is_told(&mut one) && is_told(&mut two));
+        assert!(!is_told(&mut one), "once, however often it was said");
+        assert!(!is_told(&mut other));
+
+        watchers.leave(a);
+        assert!(watchers.has(&a), "the other one still does");
+        watchers.tell(&a);
+        assert!(is_told(&mut two));
+        watchers.leave(a);
+        assert!(!watchers.has(&a) && watchers.has(&b));
+        assert_eq!(watchers.tenants(), [b]);
+    }
+}

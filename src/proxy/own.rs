@@ -1,0 +1,128 @@
+//! Requests that the proxy serves itself: to the licence API, and those that become WebSockets.
+
+use http::header::{CONNECTION, IF_NONE_MATCH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
+use http::{Method, Version};
+use licensing::answer::Failure;
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
+use pingora::{Error, ErrorType, Result};
+
+use super::handover::Handover;
+use super::intake::{Facts, Via};
+use super::{Context, Proxy, Snapshot, respond};
+use crate::api::handshake::{self, Mistake};
+use crate::api::license::{Basis, Call, Reply, refuse};
+use crate::api::paths::Endpoint;
+use crate::api::updates::LicenseUpdates;
+use crate::metrics::OpenSocket;
+
+/// The methods of a licence.
+const ALLOW: &str = "GET, HEAD";
+
+impl Proxy {
+    /// Serve a request to a path of ours.
+    pub(super) async fn serve_own(
+        &self,
+        session: &mut Session,
+        context: &mut Context,
+        endpoint: Endpoint,
+    ) -> Result<bool> {
+        context.answered = true;
+        let request = session.req_header();
+        if endpoint.websocket && (!endpoint.document || handshake::asks_for_websocket(&request.headers)) {
+            return self.open_websocket(session, context).await;
+        }
+        if ![Method::GET, Method::HEAD].contains(&request.method) {
+            self.say_failure(session, context, Failure::MethodNotAllowed { allow: ALLOW }).await?;
+            return Ok(true);
+        }
+        let snapshot = &*context.snapshot;
+        let reply = self.license_api.get(&call(session, context, snapshot)?).await;
+        self.reply(session, context, reply).await
+    }
+
+    /// Answer the opening handshake, and leave the rest to whoever takes the connection: see
+    /// [`Connections`](super::Connections).
+    async fn open_websocket(&self, session: &mut Session, context: &mut Context) -> Result<bool> {
+        let request = session.req_header();
+        let accept = match handshake::accept(&request.method, request.version, &request.headers) {
+            Ok(accept) => accept,
+            Err(mistake) => {
+                let failure = match mistake {
+                    // Over HTTP/2 there is no upgrade to ask for (RFC 9113 section 8.6).
+                    Mistake::UpgradeRequired if request.version == Version::HTTP_11 => Failure::UpgradeRequired,
+                    Mistake::UpgradeRequired | Mistake::Malformed => Failure::HandshakeMalformed,
+                };
+                self.say_failure(session, context, failure).await?;
+                return Ok(true);
+            }
+        };
+        let snapshot = &*context.snapshot;
+        let facts = facts(context)?;
+        if !may_open(facts, snapshot) {
+            self.say_failure(session, context, Failure::OriginNotAllowed).await?;
+            return Ok(true);
+        }
+        let call = call(session, context, snapshot)?;
+        let opened = match call.tenant() {
+            Ok(tenant) => {
+                // Watched from before it is looked at, so that no change is missed.
+                let watch = self.license_api.watch(tenant);
+                self.license_api.held(tenant).await.map(|held| (watch, held)).map_err(|reason| refuse(&call, reason))
+            }
+            Err(reply) => Err(reply),
+        };
+        let (watch, (entry, layer)) = match opened {
+            Ok(opened) => opened,
+            Err(reply) => return self.reply(session, context, reply).await,
+        };
+        let mut head = ResponseHeader::build(101, Some(5))?;
+        head.insert_header(UPGRADE, "websocket")?;
+        head.insert_header(CONNECTION, "Upgrade")?;
+        head.insert_header(SEC_WEBSOCKET_ACCEPT, accept)?;
+        head.insert_header("X-Request-ID", context.request_id.clone())?;
+        if let Some(subprotocol) = &facts.subprotocol {
+            head.insert_header(SEC_WEBSOCKET_PROTOCOL, subprotocol.clone())?;
+        }
+        let updates = LicenseUpdates::new(self.license_api.clone(), self.snapshots.clone(), watch);
+        let handover = Handover::new(updates, facts.expires, OpenSocket::new(&self.metrics));
+        session.as_downstream_mut().write_response_header(Box::new(head)).await?;
+        // A connection that is to be kept is given back by pingora.
+        session.set_keepalive(Some(0));
+        context.basis = Basis { reason: None, entry, layer };
+        *context.handover.lock() = Some(handover);
+        Ok(true)
+    }
+
+    async fn reply(&self, session: &mut Session, context: &mut Context, reply: Reply) -> Result<bool> {
+        let Snapshot { cors, drain, .. } = &*context.snapshot;
+        context.basis = reply.basis;
+        respond::respond(session, reply.answer, cors, *drain).await?;
+        Ok(true)
+    }
+}
+
+/// Whether this may be the work of the client itself and not of a page that its user happened to visit: browsers open
+/// WebSockets to any host for any page, with the host's cookies, and say where that came from.
+fn may_open(facts: &Facts, snapshot: &Snapshot) -> bool {
+    match &facts.origin {
+        Some(origin) => snapshot.cors.may_act(origin.as_bytes(), facts.host.as_ref().map(|host| host.as_bytes())),
+        None => facts.via != Some(Via::Cookie),
+    }
+}
+
+fn call<'a>(session: &Session, context: &'a Context, snapshot: &'a Snapshot) -> Result<Call<'a>> {
+    Ok(Call {
+        identity: facts(context)?.identity,
+        policy: &snapshot.policy,
+        none_match: session.req_header().headers.get_all(IF_NONE_MATCH).iter().cloned().collect(),
+        vary: &snapshot.vary,
+        request_id: context.request_id.to_str().unwrap_or_default(),
+        format: respond::format_for(session),
+    })
+}
+
+fn facts(context: &Context) -> Result<&Facts> {
+    let unread = || Error::explain(ErrorType::InternalError, "a request that was not read");
+    context.facts.as_ref().ok_or_else(unread)
+}
