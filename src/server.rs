@@ -23,6 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::access_log::AccessLog;
 use crate::api::license::LicenseApi;
 use crate::api::ops::{self, Ops};
+use crate::api::upgrade::UpgradeApi;
 use crate::explain::Explainer;
 use crate::gate::Gate;
 use crate::licenses::{Announcer, Feed, Freshness, Licenses};
@@ -198,11 +199,13 @@ impl Assembly {
     }
 
     fn proxy_service(&self, server: &Server, access_log: Option<AccessLog>) -> Service<Connections> {
+        let license_api = Arc::new(LicenseApi::new(Arc::clone(&self.licenses)));
         let proxy = Proxy {
             gate: Arc::clone(&self.gate),
             metrics: Arc::clone(&self.metrics),
             snapshots: Arc::clone(&self.snapshots),
-            license_api: Arc::new(LicenseApi::new(Arc::clone(&self.licenses))),
+            upgrade_api: UpgradeApi::new(self.manage.clone(), Arc::clone(&license_api)),
+            license_api,
             access_log,
             draining: Arc::clone(&self.draining),
         };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::HeaderValue;
-use licensing::answer::{Answer, Format};
+use licensing::answer::{Answer, Failure, Format};
 use licensing::decide::Denial;
 use licensing::license::License;
 use licensing::reason::Reason;
@@ -111,6 +111,12 @@ impl LicenseApi {
 }
 
 impl Call<'_> {
+    /// Say what is wrong with the request.
+    pub(crate) fn fail(&self, failure: Failure) -> Reply {
+        let answer = self.policy.answers.failure(failure, self.request_id, self.format);
+        Reply { answer, basis: Basis::default() }
+    }
+
     /// Whose licence it is about.
     ///
     /// # Errors

@@ -5,4 +5,5 @@ pub(crate) mod license;
 pub(crate) mod ops;
 pub(crate) mod paths;
 pub(crate) mod updates;
+pub(crate) mod upgrade;
 pub(crate) mod websocket;

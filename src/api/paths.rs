@@ -7,6 +7,7 @@ use licensing::config::ApiSettings;
 pub(crate) struct ApiPaths {
     documents: Vec<Box<[u8]>>,
     websockets: Vec<Box<[u8]>>,
+    upgrades: Vec<Box<[u8]>>,
 }
 
 /// What is served at a path.
@@ -16,12 +17,17 @@ pub(crate) struct Endpoint {
     pub(crate) document: bool,
     /// A WebSocket that tells of changes.
     pub(crate) websocket: bool,
+    /// Upgrades, by POST.
+    pub(crate) upgrade: bool,
 }
 
 impl ApiPaths {
-    pub(crate) fn new(settings: &ApiSettings) -> Self {
+    /// `upgrades`: whether licences are upgraded here; if not, those paths are the backend's.
+    pub(crate) fn new(settings: &ApiSettings, upgrades: bool) -> Self {
         let bytes = |paths: &[String]| paths.iter().map(|path| path.as_bytes().into()).collect();
-        Self { documents: bytes(&settings.paths), websockets: bytes(&settings.websocket) }
+        let below =
+            settings.paths.iter().filter(|_| upgrades).map(|path| format!("{path}/upgrade").into_bytes().into());
+        Self { documents: bytes(&settings.paths), websockets: bytes(&settings.websocket), upgrades: below.collect() }
     }
 
     /// What is served at the path of a raw target. Other spellings of the same path go the way of all requests: a backend
@@ -29,8 +35,12 @@ impl ApiPaths {
     pub(crate) fn endpoint(&self, raw_target: &[u8]) -> Option<Endpoint> {
         let path = memchr::memchr(b'?', raw_target).map_or(raw_target, |query| &raw_target[..query]);
         let names = |paths: &[Box<[u8]>]| paths.iter().any(|own| **own == *path);
-        let endpoint = Endpoint { document: names(&self.documents), websocket: names(&self.websockets) };
-        (endpoint.document || endpoint.websocket).then_some(endpoint)
+        let endpoint = Endpoint {
+            document: names(&self.documents),
+            websocket: names(&self.websockets),
+            upgrade: names(&self.upgrades),
+        };
+        (endpoint.document || endpoint.websocket || endpoint.upgrade).then_some(endpoint)
     }
 }
 
@@ -40,7 +50,7 @@ mod tests {
 
     #[test]
     fn paths_are_compared_byte_for_byte() {
-        let paths = ApiPaths::new(&ApiSettings::default());
+        let paths = ApiPaths::new(&ApiSettings::default(), true);
         let found = |target: &str| paths.endpoint(target.as_bytes()).map(|e| (e.document, e.websocket));
         for (target, expected) in [
             ("/license", Some((true, true))),
@@ -60,7 +70,12 @@ mod tests {
         ] {
             assert_eq!(found(target), expected, "{target}");
         }
+        for (upgrades, expected) in [(true, Some((false, true))), (false, None)] {
+            let paths = ApiPaths::new(&ApiSettings::default(), upgrades);
+            let found = paths.endpoint(b"/api/v1/license/upgrade").map(|e| (e.document, e.upgrade));
+            assert_eq!(found, expected, "upgrades {upgrades}");
+        }
         let off = ApiSettings { paths: Vec::new(), websocket: Vec::new() };
-        assert_eq!(ApiPaths::new(&off).endpoint(b"/license"), None);
+        assert_eq!(ApiPaths::new(&off, true).endpoint(b"/license"), None);
     }
 }

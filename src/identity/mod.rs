@@ -45,6 +45,8 @@ pub(crate) struct Verified {
     pub(crate) expires: Timestamp,
     /// Whether it has one of the roles that may upgrade.
     pub(crate) may_upgrade: bool,
+    /// Whom it is about: `sub`.
+    pub(crate) subject: Option<Arc<str>>,
     since: Timestamp,
 }
 
@@ -85,7 +87,7 @@ struct Source {
     role: Option<ClaimValues>,
     keys: Keys,
     /// Good tokens by their whole text.
-    verified: Cache<Box<[u8]>, Arc<Verified>>,
+    verified: Cache<Arc<[u8]>, Arc<Verified>>,
 }
 
 impl Tokens {
@@ -146,7 +148,7 @@ fn read_keys(file: &Path) -> Result<Keys, UnusableKeys> {
 
 impl Source {
     fn new(jwt: &Jwt, keys: Keys, role: Option<ClaimValues>) -> Self {
-        let size = |token: &Box<[u8]>, _: &Arc<Verified>| {
+        let size = |token: &Arc<[u8]>, _: &Arc<Verified>| {
             u32::try_from(token.len()).unwrap_or(u32::MAX).saturating_add(CACHE_ENTRY_BYTES)
         };
         Self {
@@ -198,6 +200,7 @@ impl Source {
             tenant: NamedTenant::from(claims.get(&self.claim)),
             expires,
             may_upgrade: self.role.as_ref().is_some_and(|role| claims.has_one_of(&role.claim, &role.values)),
+            subject: claims.get("sub").and_then(|subject| subject.as_str()).map(Arc::from),
             since: now,
         }))
     }

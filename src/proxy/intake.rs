@@ -7,9 +7,10 @@
 mod who;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::{HeaderName, HeaderValue, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use licensing::config::{ByteSize, Config, Network, TenantSource, TokenPlace};
 use licensing::tenant::TenantId;
 use licensing::time::Timestamp;
@@ -94,6 +95,8 @@ pub(crate) struct Facts {
     pub(crate) expires: Option<Timestamp>,
     /// Whether whoever asks may upgrade the tenant, by header or claim. Never without a tenant.
     pub(crate) may_upgrade: bool,
+    /// Whom the token is about that says so.
+    pub(crate) subject: Option<Arc<str>>,
     /// The tenant's canonical id, if there is one.
     pub(crate) tenant: Option<HeaderValue>,
     /// Whether the request carries exactly that under `X-Tenant-ID`, and nothing else under the tenant's other headers.
@@ -287,7 +290,7 @@ impl Intake {
         let name_text = name.as_str();
         if name_text.contains('_') {
             let folded = name_text.replace('_', "-");
-            if folded == "x-tenant-id" || self.is_identity(&folded) {
+            if self.is_identity(&folded) {
                 return Passes::Never;
             }
             return if self.is_protected(&folded) { Passes::No } else { Passes::Yes };
@@ -309,10 +312,10 @@ impl Intake {
             || self.is_identity(name)
     }
 
-    /// Whether a header of this lower-case name says who someone is.
+    /// Whether a header of this lower-case name says who someone is, to us or to the backend.
     fn is_identity(&self, name: &str) -> bool {
         let role = self.role.as_ref().map(|role| &role.header);
-        self.tenant_headers.iter().chain(role).any(|header| header.as_str() == name)
+        name == X_TENANT_ID.as_str() || self.tenant_headers.iter().chain(role).any(|header| header.as_str() == name)
     }
 
     fn is_role(&self, name: &HeaderName) -> bool {
@@ -322,6 +325,16 @@ impl Intake {
     fn allows_upgrade(&self, role: &HeaderValue) -> bool {
         let values = self.role.iter().flat_map(|role| &role.values);
         values.into_iter().any(|value| value.as_bytes() == role.as_bytes())
+    }
+
+    /// Who it is that may upgrade, for the audit: whom the token is about, or else in which role they come.
+    pub(crate) fn actor(&self, facts: &Facts, headers: &HeaderMap) -> String {
+        let role = || {
+            let value = headers.get(&self.role.as_ref()?.header)?;
+            Some(format!("role {}", String::from_utf8_lossy(value.as_bytes())))
+        };
+        let subject = facts.subject.as_ref().map(|subject| subject.to_string());
+        subject.or_else(role).unwrap_or_else(|| "the tenant".to_owned())
     }
 
     /// Who asks, by what the tenant's headers and the tokens say.
@@ -345,6 +358,7 @@ impl Intake {
         let Identity::Tenant(tenant) = who.named else { return };
         facts.via = who.via;
         facts.expires = who.expires;
+        facts.subject = who.subject;
         let all_canonical = named.iter().all(|(_, value)| is_canonical(value.as_bytes()));
         facts.tenant_in_place = all_canonical && named.iter().any(|(name, _)| *name == X_TENANT_ID);
         facts.tenant = match named.first() {
@@ -366,6 +380,7 @@ impl Facts {
             via: None,
             expires: None,
             may_upgrade: false,
+            subject: None,
             tenant: None,
             tenant_in_place: false,
             trusted,

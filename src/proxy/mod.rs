@@ -32,6 +32,7 @@ pub(crate) use self::snapshot::{Snapshot, Snapshots, policy};
 use crate::access_log::{AccessLog, Line};
 use crate::api::license::{Basis, LicenseApi};
 use crate::api::paths::Endpoint;
+use crate::api::upgrade::UpgradeApi;
 use crate::gate::{Gate, Ruling, Step};
 use crate::metrics::Metrics;
 
@@ -41,6 +42,7 @@ pub(crate) struct Proxy {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) snapshots: Snapshots,
     pub(crate) license_api: Arc<LicenseApi>,
+    pub(crate) upgrade_api: UpgradeApi,
     pub(crate) access_log: Option<AccessLog>,
     /// Once true, connections are closed after the request they carry.
     pub(crate) draining: Arc<std::sync::atomic::AtomicBool>,

@@ -1,9 +1,11 @@
 //! Requests that the proxy serves itself: to the licence API, and those that become WebSockets.
 
-use http::header::{CONNECTION, IF_NONE_MATCH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
-use http::{Method, Version};
+use std::sync::Arc;
+
+use http::header::{CONNECTION, CONTENT_TYPE, IF_NONE_MATCH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
+use http::{HeaderValue, Method, Version};
 use licensing::answer::Failure;
-use pingora::http::ResponseHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 
@@ -14,6 +16,7 @@ use crate::api::handshake::{self, Mistake};
 use crate::api::license::{Basis, Call, Reply, refuse};
 use crate::api::paths::Endpoint;
 use crate::api::updates::LicenseUpdates;
+use crate::api::upgrade::Asked;
 use crate::metrics::OpenSocket;
 
 /// The methods of a licence.
@@ -32,12 +35,47 @@ impl Proxy {
         if endpoint.websocket && (!endpoint.document || handshake::asks_for_websocket(&request.headers)) {
             return self.open_websocket(session, context).await;
         }
+        if endpoint.upgrade {
+            return self.upgrade(session, context).await;
+        }
         if ![Method::GET, Method::HEAD].contains(&request.method) {
             self.say_failure(session, context, Failure::MethodNotAllowed { allow: ALLOW }).await?;
             return Ok(true);
         }
         let snapshot = &*context.snapshot;
         let reply = self.license_api.get(&call(session, context, snapshot)?).await;
+        self.reply(session, context, reply).await
+    }
+
+    /// Upgrade the tenant whose people ask for it.
+    async fn upgrade(&self, session: &mut Session, context: &mut Context) -> Result<bool> {
+        let snapshot = Arc::clone(&context.snapshot);
+        let Some(settings) = &snapshot.upgrade else {
+            return Error::e_explain(ErrorType::InternalError, "an upgrade that is not configured");
+        };
+        let refused = {
+            let (call, facts) = (call(session, context, &snapshot)?, facts(context)?);
+            let wrong = wrong_with(session.req_header(), facts, &snapshot);
+            self.upgrade_api.admit(&call, facts.may_upgrade).err().or(wrong.map(|failure| call.fail(failure)))
+        };
+        let reply = match refused {
+            Some(reply) => reply,
+            None => {
+                let body = read_body(session, &snapshot).await?;
+                let (call, facts, request) =
+                    (call(session, context, &snapshot)?, facts(context)?, session.req_header());
+                let asked = Asked {
+                    may_upgrade: facts.may_upgrade,
+                    actor: snapshot.intake.actor(facts, &request.headers),
+                    mode: settings.mode,
+                    downgrade: settings.downgrade,
+                    key: request.headers.get("idempotency-key").map(HeaderValue::as_bytes),
+                    body: body.as_deref(),
+                    call,
+                };
+                self.upgrade_api.upgrade(&asked).await
+            }
+        };
         self.reply(session, context, reply).await
     }
 
@@ -59,7 +97,7 @@ impl Proxy {
         };
         let snapshot = &*context.snapshot;
         let facts = facts(context)?;
-        if !may_open(facts, snapshot) {
+        if !may_act(facts, snapshot) {
             self.say_failure(session, context, Failure::OriginNotAllowed).await?;
             return Ok(true);
         }
@@ -102,9 +140,43 @@ impl Proxy {
     }
 }
 
+/// What is wrong with a request for an upgrade, apart from who sends it.
+fn wrong_with(request: &RequestHeader, facts: &Facts, snapshot: &Snapshot) -> Option<Failure> {
+    if request.method != Method::POST {
+        return Some(Failure::MethodNotAllowed { allow: "POST" });
+    }
+    // Headers of the gateway's own can't be had by a page; cookies are sent for any.
+    if facts.via == Some(Via::Cookie) && !may_act(facts, snapshot) {
+        return Some(Failure::OriginNotAllowed);
+    }
+    // A page of another origin can send other media types without asking by a preflight.
+    let media_type = request.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = media_type.split(';').next().unwrap_or_default().trim();
+    (!essence.eq_ignore_ascii_case("application/json")).then_some(Failure::UnsupportedMediaType)
+}
+
+/// A request's body; none if it is larger than any that we take.
+async fn read_body(session: &mut Session, snapshot: &Snapshot) -> Result<Option<Vec<u8>>> {
+    const MOST: usize = 16 * 1024;
+    let mut body = Vec::new();
+    let reading = async {
+        while let Some(chunk) = session.as_downstream_mut().read_request_body().await? {
+            body.extend_from_slice(&chunk);
+            if body.len() > MOST {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    };
+    match tokio::time::timeout(snapshot.drain.time, reading).await {
+        Ok(whole) => whole.map(|whole: bool| whole.then_some(body)),
+        Err(_) => Error::e_explain(ErrorType::ReadTimedout, "the body of a request to the licence API"),
+    }
+}
+
 /// Whether this may be the work of the client itself and not of a page that its user happened to visit: browsers open
 /// WebSockets to any host for any page, with the host's cookies, and say where that came from.
-fn may_open(facts: &Facts, snapshot: &Snapshot) -> bool {
+fn may_act(facts: &Facts, snapshot: &Snapshot) -> bool {
     match &facts.origin {
         Some(origin) => snapshot.cors.may_act(origin.as_bytes(), facts.host.as_ref().map(|host| host.as_bytes())),
         None => facts.via != Some(Via::Cookie),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow, bail};
 use arc_swap::ArcSwap;
 use licensing::config::{
-    ApiSettings, Config, Missing, PlanSettings, TenantSettings, TenantSource, TokenPlace, UpstreamAddress,
+    Config, Missing, PlanSettings, TenantSettings, TenantSource, TokenPlace, UpgradeSettings, UpstreamAddress,
 };
 use licensing::cors::Cors;
 use licensing::routes::Routes;
@@ -30,6 +30,8 @@ pub(crate) struct Snapshot {
     pub(crate) intake: Intake,
     pub(crate) cors: Cors,
     pub(crate) api: ApiPaths,
+    /// None: nobody upgrades here.
+    pub(crate) upgrade: Option<UpgradeSettings>,
     /// The request headers that may say whose licence is asked for, as `Vary` lists them.
     pub(crate) vary: String,
     pub(crate) upstream: Upstream,
@@ -60,7 +62,8 @@ impl Snapshot {
             policy: policy(config)?,
             intake: Intake::new(config, Tokens::load(config, &settings.file)?),
             cors: config.cors.as_ref().map(Cors::new).unwrap_or_default(),
-            api: config.api.as_ref().map_or_else(|| ApiPaths::new(&ApiSettings::default()), ApiPaths::new),
+            upgrade: config.upgrade.clone(),
+            api: ApiPaths::new(&config.api.clone().unwrap_or_default(), config.upgrade.is_some()),
             vary: vary(&config.tenant),
             upstream: Upstream::of(&config.upstream)?,
             drain: DrainBounds { bytes: limits.drain_bytes.bytes(), time: limits.drain_timeout.get() },

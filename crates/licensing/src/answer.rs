@@ -3,6 +3,7 @@
 
 use serde::Serialize;
 
+use crate::amend::Refused;
 use crate::decide::Denial;
 use crate::plans::Plans;
 use crate::reason::Reason;
@@ -63,8 +64,22 @@ pub enum Failure {
     HandshakeMalformed,
     /// The path is a WebSocket, and the request asks for something else or for another version of it.
     UpgradeRequired,
-    /// A page of another origin, which is not listed, asks for a WebSocket.
+    /// A page of another origin, which is not listed, acts for its visitor.
     OriginNotAllowed,
+    /// Whoever asks for an upgrade has no role that may.
+    RoleNotAllowed,
+    /// The body is of another media type than the path takes.
+    UnsupportedMediaType,
+    /// The body is larger than the path takes.
+    BodyTooLarge,
+    /// The body is not what the path takes.
+    BodyInvalid,
+    /// The value of `Idempotency-Key` is none.
+    IdempotencyKeyInvalid,
+    /// The key was used with another request.
+    IdempotencyKeyReused,
+    /// What was asked for may have been done or not.
+    OutcomeUnknown,
     /// Something in this program failed.
     Internal,
 }
@@ -113,6 +128,19 @@ impl Answer {
                 Self { status: 200, headers, body: document.into_bytes() }
             }
         }
+    }
+}
+
+impl Answer {
+    /// An upgrade that was asked for, and is left to somebody else.
+    pub fn requested(new_plan: &str, request_id: &str) -> Self {
+        let body = serde_json::json!({ "status": "requested", "new_plan": new_plan, "request_id": request_id });
+        let headers = vec![
+            ("Cache-Control", "no-store".to_owned()),
+            ("X-Request-ID", request_id.to_owned()),
+            ("Content-Type", "application/json".to_owned()),
+        ];
+        Self { status: 202, headers, body: body.to_string().into_bytes() }
     }
 }
 
@@ -231,7 +259,58 @@ impl Answers {
                 "origin_not_allowed",
                 "http_request_denied",
                 7,
-                "Pages of this origin may not open a WebSocket here.",
+                "Pages of this origin may not act for their visitors here.",
+            ),
+            Failure::RoleNotAllowed => (
+                403,
+                "Not allowed",
+                "not_allowed",
+                "http_request_denied",
+                7,
+                "Upgrading takes a role that this request does not come with.",
+            ),
+            Failure::UnsupportedMediaType => (
+                415,
+                "Unsupported media type",
+                "unsupported_media_type",
+                "http_request_error",
+                3,
+                "The body must be application/json.",
+            ),
+            Failure::BodyTooLarge => {
+                (413, "Content too large", "body_too_large", "http_request_error", 8, "The body is too large.")
+            }
+            Failure::BodyInvalid => (
+                400,
+                "Body invalid",
+                "invalid_body",
+                "http_request_error",
+                3,
+                "The body must be a JSON object such as {\"new_plan\":\"professional\"}.",
+            ),
+            Failure::IdempotencyKeyInvalid => (
+                400,
+                "Idempotency key invalid",
+                "idempotency_key_invalid",
+                "http_request_error",
+                3,
+                "An Idempotency-Key has 1 to 255 characters.",
+            ),
+            Failure::IdempotencyKeyReused => (
+                422,
+                "Idempotency key reused",
+                "idempotency_key_reused",
+                "http_request_error",
+                9,
+                "The Idempotency-Key has been used for another request.",
+            ),
+            Failure::OutcomeUnknown => (
+                503,
+                "Outcome unknown",
+                "outcome_unknown",
+                "proxy_internal_error",
+                14,
+                "The change may have been made or not; the same request with the same Idempotency-Key tells.",
             ),
             Failure::Internal => {
                 (500, "Internal error", "proxy_error", "proxy_internal_error", 13, "The licence proxy failed.")
@@ -250,12 +329,36 @@ impl Answers {
         };
         let mut headers = common_headers(error, reason, request_id);
         match failure {
+            Failure::OutcomeUnknown => headers.push(("Retry-After", RETRY_AFTER_SECONDS.to_owned())),
             Failure::MethodNotAllowed { allow } => headers.push(("Allow", allow.to_owned())),
             // RFC 9110 section 15.5.22, RFC 6455 section 4.4.
             Failure::UpgradeRequired => headers
                 .extend([("Upgrade", "websocket".to_owned()), ("Sec-WebSocket-Version", WEBSOCKET_VERSION.to_owned())]),
             _ => {}
         }
+        render(status, headers, &members, grpc, format)
+    }
+
+    /// Say that a change of a licence is refused, and why.
+    pub fn change_refused(&self, refused: Refused, message: String, request_id: &str, format: Format) -> Answer {
+        let (status, grpc) = match refused {
+            Refused::NoLicense => (404, 5),
+            Refused::DowngradeNotAllowed => (403, 7),
+            Refused::SamePlan | Refused::NotGranted | Refused::GrantedLonger | Refused::ValidLonger => (409, 9),
+            Refused::UnknownPlan | Refused::UnknownFeature | Refused::InThePast => (422, 3),
+        };
+        let members = Members {
+            error: "Change refused",
+            feature: None,
+            upgrade_url: None,
+            reason: refused.name(),
+            message,
+            plan: None,
+            required_plan: None,
+            available_in: Vec::new(),
+            request_id,
+        };
+        let headers = common_headers("http_request_denied", refused.name(), request_id);
         render(status, headers, &members, grpc, format)
     }
 

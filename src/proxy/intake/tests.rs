@@ -215,6 +215,10 @@ fn tokens() {
     let facts = read_by(&intake, STRANGER, &[("X-Tenant-ID", B), ("Authorization", &bearer(&good))]).expect("no fault");
     assert_eq!((facts.identity, facts.tenant_in_place, facts.strip.len()), (a, false, 1));
     assert_eq!(facts.tenant.as_ref().map(HeaderValue::as_bytes), Some(A.as_bytes()));
+    // Also where no header names the tenant, a stranger's is not passed on under the name that the backend goes by.
+    let only_tokens = intake_with("[{ jwt: { keys: k.json } }]", None, &dir.path().join("proxy.yaml"));
+    let facts = read_by(&only_tokens, STRANGER, &[("X-Tenant-ID", B)]).expect("no fault");
+    assert_eq!((facts.identity, facts.strip.as_slice()), (Identity::Missing, &[X_TENANT_ID][..]));
     // The first of several to expire, with the leeway.
     let both = [("Authorization", bearer(&good)), ("Cookie", cookie(&longer))];
     let facts = read_by(&intake, STRANGER, &both.each_ref().map(|(name, value)| (*name, value.as_str())));

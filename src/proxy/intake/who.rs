@@ -1,5 +1,7 @@
 //! Who asks: what headers and tokens say, put together.
 
+use std::sync::Arc;
+
 use http::HeaderValue;
 use licensing::config::TokenPlace;
 use licensing::tenant::{TenantId, TokenFault};
@@ -45,6 +47,8 @@ pub(super) struct Who {
     pub(super) expires: Option<Timestamp>,
     /// Whether such a token has a role that may upgrade.
     pub(super) may_upgrade: bool,
+    /// Whom such a token is about.
+    pub(super) subject: Option<Arc<str>>,
     fault: Option<TokenFault>,
 }
 
@@ -53,7 +57,7 @@ impl Who {
     pub(super) fn new(fixed: Option<TenantId>) -> Self {
         let named = fixed.map_or(Identity::Missing, Identity::Tenant);
         let via = fixed.map(|_| Via::Fixed);
-        Self { named, via, canonical: None, expires: None, may_upgrade: false, fault: None }
+        Self { named, via, canonical: None, expires: None, may_upgrade: false, subject: None, fault: None }
     }
 
     /// Who asks, all in all. A token that is not believed outweighs what others say, however good: the backend may look at
@@ -126,6 +130,7 @@ impl Who {
                     self.canonical = Some(canonical.clone());
                     self.expires = Some(self.expires.map_or(verified.expires, |other| other.min(verified.expires)));
                     self.may_upgrade |= verified.may_upgrade;
+                    self.subject.clone_from(&verified.subject);
                 }
             }
         }

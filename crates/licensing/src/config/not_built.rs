@@ -20,7 +20,6 @@ pub(super) const NOT_BUILT: &[NotBuilt] = &[
     key("listen.admin", "the admin API"),
     key("tenant.sources[].host", "tenants from host names"),
     key("routes.rules[].meter", "counting requests"),
-    key("upgrade", "upgrades through the proxy"),
     key("usage", "counting requests"),
     key("limits.header_timeout", "limits on slow clients"),
     key("limits.connections", "limits under overload"),

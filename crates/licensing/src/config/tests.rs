@@ -54,6 +54,16 @@ fn what_is_no_configuration_at_all_is_told_too() {
     }
 }
 
+#[test]
+fn a_role_in_a_token_needs_a_token() {
+    let upgrade = "upgrade: { allow: { jwt: { claim: role, values: [owner] } } }";
+    let said = |changes: &[&str]| {
+        problems(&file(changes)).iter().any(|problem| problem.contains("no source in `tenant` is a token"))
+    };
+    assert!(said(&[upgrade]));
+    assert!(!said(&[upgrade, "tenant: { sources: [{ jwt: { keys: jwks.json } }] }"]));
+}
+
 type Case = (&'static [&'static str], &'static [&'static str]);
 
 /// Changes of [`MINIMAL`] and what is said of them.
