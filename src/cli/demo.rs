@@ -115,11 +115,18 @@ fn guide(proxy: SocketAddr, ops: SocketAddr, licenses: &[License]) -> String {
                curl -i -H 'X-Tenant-ID: {}' http://{proxy}/api/v1/crm/customers\n\
              \nOne that does not, 402:\n  \
                curl -i -H 'X-Tenant-ID: {}' http://{proxy}/api/v1/crm/customers\n\
+             \nIts owner buys the next plan, 200 and the licence:\n  \
+               curl -i -X POST -H 'X-Tenant-ID: {}' -H 'X-User-Role: owner' -H 'Content-Type: application/json' \
+               -d '{{\"new_plan\":\"professional\"}}' http://{proxy}/api/v1/license/upgrade\n\
+             \nThe same call as before, now 200:\n  \
+               curl -i -H 'X-Tenant-ID: {}' http://{proxy}/api/v1/crm/customers\n\
+             \nWhat a portal is shown of the licence:\n  \
+               curl -i -H 'X-Tenant-ID: {}' http://{proxy}/license\n\
              \nA core module needs no licence, 200:\n  \
                curl -i http://{proxy}/api/v1/network/devices\n\
              \nWhat it counted:\n  \
                curl -s http://{ops}/metrics | grep ^dotmac_\n",
-            with.tenant, without.tenant
+            with.tenant, without.tenant, without.tenant, without.tenant, without.tenant
         );
     }
     text

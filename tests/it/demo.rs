@@ -79,7 +79,7 @@ async fn every_printed_line_works_when_pasted() {
         assert!(printed.contains(plan), "{printed}");
     }
     let lines = curl_lines(&printed);
-    assert_eq!(lines.len(), 4, "{printed}");
+    assert_eq!(lines.len(), 7, "{printed}");
 
     let (status, body) = answer(lines[0]);
     assert_eq!((status.as_str(), &body["backend"]), ("200", &Value::from("stub")), "{body}");
@@ -90,14 +90,20 @@ async fn every_printed_line_works_when_pasted() {
     assert_eq!((status.as_str(), &body["reason"]), ("402", &Value::from("feature_not_in_plan")), "{body}");
     assert_eq!(body["upgrade_url"], "/billing/upgrade?feature=crm");
 
-    let (status, body) = answer(lines[2]);
+    let (status, license) = answer(lines[2]);
+    assert_eq!((status.as_str(), &license["planTier"]), ("200", &Value::from("professional")), "{license}");
+    let (status, body) = answer(lines[3]);
+    assert_eq!((status.as_str(), &body["received"]["x-license-plan"]), ("200", &Value::from("professional")), "{body}");
+    assert_eq!(answer(lines[4]), ("200".to_owned(), license));
+
+    let (status, body) = answer(lines[5]);
     assert_eq!((status.as_str(), &body["path"]), ("200", &Value::from("/api/v1/network/devices")), "{body}");
     assert!(body["received"].get("x-license-plan").is_none(), "{body}");
 
-    let metrics = paste(lines[3]);
+    let metrics = paste(lines[6]);
     assert!(metrics.lines().all(|line| line.starts_with("dotmac_")), "{metrics}");
     let denial = "dotmac_feature_denials_total{feature=\"crm\",reason=\"feature_not_in_plan\"} 1";
-    for counted in [denial, "dotmac_license_cache_requests 2"] {
+    for counted in [denial, "dotmac_license_cache_requests 3"] {
         assert!(metrics.lines().any(|line| line == counted), "{counted}: {metrics}");
     }
     demo.interrupt().await;
@@ -115,7 +121,7 @@ async fn taken_ports_are_replaced_by_free_ones() {
         assert!(!on_it, "{port} is taken: {printed}");
     }
     assert_eq!(answer(lines[0]).0, "200");
-    assert!(paste(lines[3]).contains("dotmac_license_cache_requests 1"));
+    assert!(paste(lines[6]).contains("dotmac_license_cache_requests 1"));
     demo.interrupt().await;
 }
 

@@ -23,3 +23,4 @@ mod reload;
 mod rollout;
 mod streaming;
 mod tokens;
+mod upgrade;
