@@ -39,7 +39,7 @@ const REDIS_SHARE: u32 = 2;
 
 /// What each connection reads into before anybody asks for it, in bytes: enough for most requests' headers, and bodies are
 /// read past it. Pingora's own 64 KiB are more than an idle WebSocket may take in all.
-const READ_BUFFER: usize = 8 << 10;
+const READ_BUFFER: usize = 4 << 10;
 
 /// Everything, put together and ready to run.
 pub(crate) struct Assembly {

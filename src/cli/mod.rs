@@ -3,6 +3,7 @@
 mod check_config;
 mod demo;
 mod explain;
+mod license;
 mod migrate;
 mod relay;
 mod serve;
@@ -42,6 +43,8 @@ enum Command {
     CheckConfig(check_config::Options),
     /// Tell what becomes of a request, and why: exit status 3 if it is denied
     Explain(explain::Options),
+    /// Show and change licences
+    License(license::Options),
     /// Create or update the tables in Postgres
     Migrate(migrate::Options),
 }
@@ -73,6 +76,7 @@ pub fn main() -> ExitCode {
         Command::Relay(options) => relay::run(&options),
         Command::CheckConfig(options) => check_config::run(&options),
         Command::Explain(options) => explain::run(&options),
+        Command::License(options) => license::run(options),
         Command::Migrate(options) => migrate::run(&options),
     };
     match result {

@@ -47,7 +47,7 @@ impl Announcer {
     /// answered by what was before.
     pub(crate) async fn changed(&self, change: Change, position: Option<Position>) -> Told {
         self.require(position);
-        self.tell_memory(|licenses| drop(licenses.doubt(change.tenant, Some(change.revision))));
+        self.tell_memory(|licenses| _ = licenses.doubt(change.tenant, Some(change.revision)));
         let told = self.tell_redis(async |redis| redis.announce(&[change], true, &preface(position)).await).await;
         // Again: until Redis was told, somebody may have read there what was outdated.
         self.tell_memory(|licenses| licenses.changed(change.tenant, Some(change.revision)));
@@ -57,7 +57,7 @@ impl Announcer {
     /// A licence has to be asked for again, whether or not it has changed.
     pub(crate) async fn doubt(&self, tenant: TenantId, position: Option<Position>) -> Told {
         self.require(position);
-        self.tell_memory(|licenses| drop(licenses.doubt(tenant, None)));
+        self.tell_memory(|licenses| _ = licenses.doubt(tenant, None));
         let messages = [preface(position), Heard::Doubt(tenant).to_string()];
         let messages: Vec<&str> = messages.iter().map(String::as_str).filter(|message| !message.is_empty()).collect();
         let told = self.tell_redis(async |redis| redis.forget(tenant, &messages).await).await;

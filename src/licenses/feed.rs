@@ -210,7 +210,7 @@ impl Session<'_> {
     async fn doubted(&mut self, tenant: TenantId) -> Result<(), StoreError> {
         self.feed.metrics.changes.of(ChangeKind::Refresh).inc();
         let preface = self.preface().await?;
-        self.tell_memory(|licenses| drop(licenses.doubt(tenant, None)));
+        self.tell_memory(|licenses| _ = licenses.doubt(tenant, None));
         if let Some(redis) = &self.feed.redis {
             let messages = [preface, Heard::Doubt(tenant).to_string()];
             let messages: Vec<&str> = messages.iter().filter(|_| self.publishes()).map(String::as_str).collect();

@@ -10,6 +10,7 @@ use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::stream::{self, StreamExt};
 use licensing::tenant::TenantId;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -119,25 +120,21 @@ impl Licenses {
         }
     }
 
-    /// Have those read again that have to be, spread over a fifth of a second.
+    /// Have those read again that have to be, as many at once as the stores answer without effort: requests want them too.
     async fn renew_watched(self: &Arc<Self>) {
-        const STEPS: usize = 20;
-        const STEP: Duration = Duration::from_millis(10);
-        const AT_LEAST: usize = 32;
+        const AT_ONCE: usize = 64;
         let tenants = self.watchers.tenants();
-        for (step, tenants) in tenants.chunks(AT_LEAST.max(tenants.len().div_ceil(STEPS))).enumerate() {
-            if step > 0 {
-                tokio::time::sleep(STEP).await;
-            }
-            // In an outage nothing is learnt by asking.
-            if !self.source_breaker.allows() {
-                return;
-            }
-            let now = Instant::now();
-            for tenant in tenants.iter().filter(|tenant| self.should_renew(tenant, now)) {
-                drop(self.load(*tenant, false));
-            }
-        }
+        let now = Instant::now();
+        // In an outage nothing is learnt by asking.
+        let due = tenants.into_iter().filter(|tenant| self.source_breaker.allows() && self.should_renew(tenant, now));
+        let renewed = stream::iter(due).map(|tenant| async move {
+            let (flight, _) = self.load(tenant, false);
+            let mut result = flight.result.clone();
+            let answered = result.wait_for(Option::is_some);
+            // If it takes longer, the next round sees to it.
+            drop(tokio::time::timeout(self.freshness.deadline, answered).await);
+        });
+        renewed.buffer_unordered(AT_ONCE).collect::<()>().await;
     }
 
     fn should_renew(&self, tenant: &TenantId, now: Instant) -> bool {

@@ -40,15 +40,6 @@ pub(crate) struct Amended {
     pub redis: Told,
 }
 
-/// A change that was asked for, and is left to somebody else.
-#[derive(Clone, Debug)]
-pub(crate) struct Requested {
-    /// What the tenant has.
-    pub holding: Holding,
-    /// Whether it was asked for when its idempotency key was used first.
-    pub repeated: bool,
-}
-
 /// Who was told that licences have to be asked for again. This process's own memory always is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refreshed {
@@ -121,7 +112,7 @@ impl Manage {
         tenant: TenantId,
         command: &Command,
         author: &Author,
-    ) -> Result<Requested, ManageError> {
+    ) -> Result<(), ManageError> {
         let (shared, command, author) = (Arc::clone(&self.shared), command.clone(), author.clone());
         let work = async move { shared.request(tenant, &command, &author).await };
         self.apart(work).await
@@ -205,9 +196,8 @@ impl Shared {
         Ok(Amended { before, after, repeated, redis })
     }
 
-    async fn request(&self, tenant: TenantId, command: &Command, author: &Author) -> Result<Requested, ManageError> {
-        let entered = self.enter(tenant, command, author, false).await?;
-        Ok(Requested { holding: entered.after, repeated: entered.repeated })
+    async fn request(&self, tenant: TenantId, command: &Command, author: &Author) -> Result<(), ManageError> {
+        self.enter(tenant, command, author, false).await.map(drop)
     }
 
     /// An order, and its refusal as an error.

@@ -158,9 +158,11 @@ impl Ledger for FileSource {
                 && ends_from.is_none_or(|from| license.valid_until >= from)
                 && ends_before.is_none_or(|before| license.valid_until < before)
         };
-        self.current()?;
-        let licenses = self.all().into_iter().filter(matches).map(|license| (license.tenant, Ok(Some(license))));
-        Ok(Page { licenses: licenses.collect(), is_last: true })
+        let mut licenses: Vec<License> =
+            self.current()?.licenses.values().filter(|license| matches(license)).cloned().collect();
+        licenses.sort_by_key(|license| license.tenant);
+        let licenses = licenses.into_iter().map(|license| (license.tenant, Ok(Some(license)))).collect();
+        Ok(Page { licenses, is_last: true })
     }
 
     async fn audit(&self, _: TenantId, _: u32) -> Result<Vec<AuditEntry>, StoreError> {

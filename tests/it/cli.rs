@@ -11,7 +11,7 @@ use crate::harness::proxy::{Ended, run_binary};
 use crate::harness::world::get;
 use crate::harness::{Proxy, World};
 
-const COMMANDS: [&str; 6] = ["serve", "demo", "relay", "check-config", "explain", "migrate"];
+const COMMANDS: [&str; 7] = ["serve", "demo", "relay", "check-config", "explain", "license", "migrate"];
 
 /// A configuration in which nothing is doubtful.
 const GOOD: &str = "version: 1

@@ -260,7 +260,7 @@ async fn a_request_changes_nothing_and_is_announced() {
     assert_eq!(answer.status, 202, "{}", answer.text());
     assert_eq!((&answer.json()["status"], &answer.json()["new_plan"]), (&json!("requested"), &json!("professional")));
     let heard: Value = serde_json::from_str(&billing.next().await).expect("JSON");
-    assert_eq!((&heard["tenant_id"], &heard["plan"]), (&json!(tenant), &json!("professional")));
+    assert_eq!((&heard["tenant_id"], &heard["command"]["plan"]), (&json!(tenant), &json!("professional")));
     assert_eq!(world.get("/api/v1/crm", tenant).await.status, 402);
     assert_eq!(audit(&world, tenant).await, [("upgrade".to_owned(), "requested".to_owned())]);
     let refused = upgrade(&world.proxy, tenant, "starter").await;
