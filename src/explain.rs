@@ -240,7 +240,7 @@ impl Case<'_> {
         };
         ExplainedLicense {
             plan: Arc::clone(&license.plan),
-            features: license.features.iter().map(str::to_owned).collect(),
+            features: license.features_at(self.now).map(str::to_owned).collect(),
             valid_from: license.valid_from,
             valid_until: license.valid_until,
             auto_renew: license.auto_renew,

@@ -20,6 +20,7 @@ mod manage;
 mod migrations;
 mod notifications;
 mod operations;
+mod portal;
 mod real_backend;
 mod reload;
 mod rollout;
