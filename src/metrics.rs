@@ -1,9 +1,11 @@
 //! All metrics, in one struct: their names, help texts and labels are here and nowhere else.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use licensing::enforcement::Mode;
 use licensing::reason::Reason;
+use licensing::time::Timestamp;
 use prometheus::core::Collector;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -171,6 +173,7 @@ pub(crate) struct Metrics {
     breaker_state: IntGaugeVec,
     live: IntGaugeVec,
     off: IntGauge,
+    expiring: IntGaugeVec,
     memory_entries: IntGauge,
     memory_bytes: IntGauge,
 }
@@ -318,6 +321,12 @@ impl Metrics {
             )?,
             memory_entries: gauge(r, "dotmac_license_memory_entries", "Licences in memory.")?,
             memory_bytes: gauge(r, "dotmac_license_memory_bytes", "What the licences in memory take, roughly.")?,
+            expiring: gauges(
+                r,
+                "dotmac_licenses_expiring",
+                "Licences in this process's memory that end within a time, by valid_until, whether or not they renew themselves.",
+                &["within"],
+            )?,
             off: gauge(
                 r,
                 "dotmac_licensing_off",
@@ -384,8 +393,15 @@ impl Metrics {
         self.live.with_label_values(&[channel.as_str()]).set(live.into());
     }
 
-    /// Take down what is only known when asked.
-    pub(crate) fn observe(&self, licenses: &Licenses) {
+    /// Take down what is only known when asked, at `now`.
+    pub(crate) fn observe(&self, licenses: &Licenses, now: Timestamp) {
+        const DAY: Duration = Duration::from_hours(24);
+        const WITHIN: [(&str, Duration); 3] =
+            [("24h", DAY), ("7d", DAY.saturating_mul(7)), ("30d", DAY.saturating_mul(30))];
+        let ending = licenses.ending_within(WITHIN.map(|(_, span)| span), now);
+        for ((within, _), count) in WITHIN.iter().zip(ending) {
+            self.expiring.with_label_values(&[within]).set(count);
+        }
         for (store, state) in licenses.breakers() {
             let value = match state {
                 BreakerState::Closed => 0,

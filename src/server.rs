@@ -21,6 +21,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::access_log::AccessLog;
+use crate::api::admin::{self, Admin, Guard};
 use crate::api::license::LicenseApi;
 use crate::api::ops::{self, Ops};
 use crate::api::upgrade::UpgradeApi;
@@ -148,6 +149,7 @@ impl Assembly {
         check_bindable(&config.listen.proxy, "listen.proxy")?;
         let listening = Arc::new(AtomicBool::new(false));
         self.serve_ops(&listening)?;
+        self.serve_admin()?;
         self.runtime.spawn(Arc::clone(&self.licenses).keep_house());
         self.runtime.spawn(Arc::clone(&self.licenses).keep_watched());
         if let Some(feed) = &self.feed {
@@ -195,7 +197,17 @@ impl Assembly {
             listening: Arc::clone(listening),
             draining: Arc::clone(&self.draining),
         });
-        serve_ops(&self.runtime, &self.settings.config.listen.ops, router)
+        serve(&self.runtime, &self.settings.config.listen.ops, "listen.ops", router)
+    }
+
+    fn serve_admin(&self) -> anyhow::Result<()> {
+        let Some(address) = &self.settings.config.listen.admin else { return Ok(()) };
+        let guard = Guard::new(self.settings.secrets.admin_token.clone(), address);
+        if !guard.has_token() {
+            tracing::warn!("the admin API lets nobody in: neither DOTMAC_LICENSE_ADMIN_TOKEN nor ADMIN_TOKEN is set");
+        }
+        let (manage, explainer, guard) = (self.manage.clone(), self.explainer(), Arc::new(guard));
+        serve(&self.runtime, address, "listen.admin", admin::router(Admin { manage, explainer, guard }))
     }
 
     fn proxy_service(&self, server: &Server, access_log: Option<AccessLog>) -> Service<Connections> {
@@ -217,15 +229,15 @@ impl Assembly {
     }
 }
 
-/// The ops listener of whatever runs.
+/// A listener of our own, beside the proxy's; `key` is what its address is called in the configuration.
 ///
 /// # Errors
 /// When the address can't be bound.
-fn serve_ops(runtime: &Runtime, address: &Address, router: Router) -> anyhow::Result<()> {
+fn serve(runtime: &Runtime, address: &Address, key: &str, router: Router) -> anyhow::Result<()> {
     let _runtime = runtime.enter();
     match address {
         Address::Tcp(address) => {
-            let listener = TcpListener::bind(address).with_context(|| format!("listen.ops {address}"))?;
+            let listener = TcpListener::bind(address).with_context(|| format!("{key} {address}"))?;
             listener.set_nonblocking(true)?;
             let listener = tokio::net::TcpListener::from_std(listener)?;
             runtime.spawn(async move { axum::serve(listener, router).await });
@@ -233,7 +245,7 @@ fn serve_ops(runtime: &Runtime, address: &Address, router: Router) -> anyhow::Re
         Address::Unix(path) => {
             remove_stale_socket(path)?;
             let listener =
-                tokio::net::UnixListener::bind(path).with_context(|| format!("listen.ops unix:{}", path.display()))?;
+                tokio::net::UnixListener::bind(path).with_context(|| format!("{key} unix:{}", path.display()))?;
             runtime.spawn(async move { axum::serve(listener, router).await });
         }
     }
@@ -278,7 +290,7 @@ impl Relay {
             .enable_all()
             .build()
             .context("the runtime can't be started")?;
-        serve_ops(&runtime, &self.ops, ops::relay_router(Arc::clone(&self.feed), self.metrics))?;
+        serve(&runtime, &self.ops, "listen.ops", ops::relay_router(Arc::clone(&self.feed), self.metrics))?;
         tracing::info!(ops = %self.ops, "relaying changes");
         runtime.block_on(async {
             let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

@@ -30,6 +30,8 @@ pub(crate) struct Secrets {
     pub license_db_url: Option<SecretUrl>,
     /// Redis.
     pub redis_url: Option<SecretUrl>,
+    /// What the admin API asks for.
+    pub admin_token: Option<SecretUrl>,
 }
 
 /// Settings that can't be used, as sentences with their places.
@@ -103,6 +105,7 @@ pub(crate) fn secrets_from_environment(variable: &dyn Fn(&str) -> Option<String>
         database_url: secret(&["DOTMAC_LICENSE_DATABASE_URL", "DATABASE_URL"])?,
         license_db_url: secret(&["DOTMAC_LICENSE_LICENSE_DB_URL", "DOTMAC_LICENSE_DB_URL", "LICENSE_DB_URL"])?,
         redis_url: secret(&["DOTMAC_LICENSE_REDIS_URL", "REDIS_URL"])?,
+        admin_token: secret(&["DOTMAC_LICENSE_ADMIN_TOKEN", "ADMIN_TOKEN"])?,
     })
 }
 

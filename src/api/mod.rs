@@ -1,5 +1,6 @@
 //! What the proxy serves itself, beside the answers of the gate.
 
+pub(crate) mod admin;
 pub(crate) mod handshake;
 pub(crate) mod license;
 pub(crate) mod ops;

@@ -8,6 +8,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Router, routing::get};
 
+use crate::clock::wall_clock;
 use crate::licenses::{Channel, Feed, Licenses};
 use crate::metrics::Metrics;
 
@@ -47,7 +48,7 @@ async fn readyz(State(ops): State<Ops>) -> (StatusCode, &'static str) {
 }
 
 async fn metrics(State(ops): State<Ops>) -> Response {
-    ops.metrics.observe(&ops.licenses);
+    ops.metrics.observe(&ops.licenses, wall_clock());
     text(&ops.metrics)
 }
 

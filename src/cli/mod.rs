@@ -1,10 +1,12 @@
 //! The command line: one file a command, each parses, calls and prints.
 
+mod backfill;
 mod check_config;
 mod demo;
 mod explain;
 mod license;
 mod migrate;
+mod progress;
 mod relay;
 mod serve;
 
@@ -25,6 +27,7 @@ Environment (each also as NAME_FILE, a file that holds the value):
   DOTMAC_LICENSE_DATABASE_URL    Postgres, for writes (or DATABASE_URL)
   DOTMAC_LICENSE_LICENSE_DB_URL  Postgres, for reads, a replica may do (or LICENSE_DB_URL)
   DOTMAC_LICENSE_REDIS_URL       Redis: redis://, rediss:// or unix:// (or REDIS_URL)
+  DOTMAC_LICENSE_ADMIN_TOKEN     what the admin API asks for (or ADMIN_TOKEN)
   DOTMAC_LICENSE_CACHE_TTL       overrides licenses.ttl (or CACHE_TTL)")]
 struct Cli {
     #[command(subcommand)]
@@ -47,6 +50,8 @@ enum Command {
     License(license::Options),
     /// Create or update the tables in Postgres
     Migrate(migrate::Options),
+    /// Give every tenant of a table a licence, but those that have one; may be interrupted and run again
+    Backfill(backfill::Options),
 }
 
 /// Which configuration.
@@ -78,6 +83,7 @@ pub fn main() -> ExitCode {
         Command::Explain(options) => explain::run(&options),
         Command::License(options) => license::run(options),
         Command::Migrate(options) => migrate::run(&options),
+        Command::Backfill(options) => backfill::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -123,6 +129,11 @@ impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         Self::Failed(error)
     }
+}
+
+/// Who runs this, as the environment has it.
+fn user() -> Option<String> {
+    ["USER", "LOGNAME"].into_iter().find_map(environment).filter(|user| !user.is_empty())
 }
 
 /// The program's own log: JSON lines on standard error, apart from the access log on standard output. `RUST_LOG` beats the

@@ -227,6 +227,11 @@ impl Memory {
         self.reported.entry(tenant).or_insert(()).is_fresh()
     }
 
+    /// When each licence ends.
+    pub(super) fn ends(&self) -> impl Iterator<Item = Timestamp> {
+        self.licenses.iter().map(|(_, entry)| entry.license.valid_until)
+    }
+
     /// How many licences, and their bytes.
     pub(super) fn usage(&self) -> (u64, u64) {
         // The cache counts in batches, which traffic alone would bring about.

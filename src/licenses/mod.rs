@@ -320,6 +320,18 @@ impl Licenses {
         self.memory.usage()
     }
 
+    /// How many of the licences in memory end within each of these spans from `now`, by one pass over them. Those that have
+    /// ended are no more among them.
+    pub(crate) fn ending_within<const N: usize>(&self, spans: [Duration; N], now: Timestamp) -> [i64; N] {
+        let mut counts = [0; N];
+        for end in self.memory.ends().filter(|end| now < *end && end.is_finite()) {
+            for (count, span) in counts.iter_mut().zip(spans) {
+                *count += i64::from(end <= now.plus(span));
+            }
+        }
+        counts
+    }
+
     /// Whether what is known may still be said. Both the age and the time since the last confirmation have a bound, and
     /// renewal begins between 70 and 90 % of it, another share for each tenant and process, so that neither a fleet nor a
     /// replica renews all at once.

@@ -5,7 +5,7 @@ mod forward;
 mod handover;
 mod intake;
 mod own;
-mod request_id;
+pub(crate) mod request_id;
 mod respond;
 mod snapshot;
 mod upgrade;

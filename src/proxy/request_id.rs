@@ -17,7 +17,12 @@ pub(super) fn of(said: Option<&HeaderValue>) -> HeaderValue {
 
 /// The id of a request whose headers have not been read to their end.
 pub(super) fn said_in(request: &RequestHeader) -> HeaderValue {
-    let mut values = request.headers.get_all("x-request-id").iter();
+    only_of(&request.headers)
+}
+
+/// The id of a request that some listener beside the proxy got.
+pub(crate) fn only_of(headers: &http::HeaderMap) -> HeaderValue {
+    let mut values = headers.get_all("x-request-id").iter();
     match (values.next(), values.next()) {
         (Some(value), None) => of(Some(value)),
         _ => new(),

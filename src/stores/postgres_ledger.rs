@@ -138,6 +138,9 @@ async fn enter(client: &Client, order: &Order<'_>) -> Result<Option<Entered>, In
     }
     let before = holding(order.tenant, &rows(client, order.tenant, &format!("{LOAD} FOR UPDATE")).await?)?;
     let (mut after, outcome) = order.outcome(&before);
+    if order.command.is_housekeeping() && after == before {
+        return Ok(Some(Entered { before, after, outcome, repeated: false, position: None }));
+    }
     if let Some(license) = &mut after.license
         && before.license.as_ref() != Some(license)
     {

@@ -1,11 +1,11 @@
-//! A URL that holds a password, and where it came from: a file may hold another one tomorrow.
+//! A URL that holds a password, or a token, and where it came from: a file may hold another one tomorrow.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use secrecy::{ExposeSecret, SecretString};
 
-/// A URL with a password in it. Never printed: the type does not print its content.
+/// A URL with a password in it, or a token. Never printed: the type does not print its content.
 #[derive(Clone)]
 pub(crate) struct SecretUrl {
     /// As it was when the program started.

@@ -11,7 +11,7 @@ use crate::harness::proxy::{Ended, run_binary};
 use crate::harness::world::get;
 use crate::harness::{Proxy, World};
 
-const COMMANDS: [&str; 7] = ["serve", "demo", "relay", "check-config", "explain", "license", "migrate"];
+const COMMANDS: [&str; 8] = ["serve", "demo", "relay", "check-config", "explain", "license", "migrate", "backfill"];
 
 /// A configuration in which nothing is doubtful.
 const GOOD: &str = "version: 1
@@ -254,6 +254,7 @@ async fn bad_usage_is_exit_2() {
         &["check-config", "--config", &path, "--openapi", &path],
         &["migrate", "--config", &path],
         &["migrate"],
+        &["backfill", "--config", &path],
         &["demo", "--port", "99999"],
     ] {
         let ended = run(arguments, &[]).await;

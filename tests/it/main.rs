@@ -1,5 +1,7 @@
 //! The proxy tested from outside: its real binary among real servers.
 
+mod admin;
+mod backfill;
 mod cli;
 mod coherence;
 mod cors;
@@ -23,6 +25,7 @@ mod operations;
 mod portal;
 mod real_backend;
 mod reload;
+mod renew;
 mod rollout;
 mod streaming;
 mod tokens;

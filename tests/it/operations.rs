@@ -14,7 +14,7 @@ use crate::harness::{License, Proxy, RawClient, World, client};
 const RULES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/prometheus-rules.yaml");
 
 /// What section 9 of the design promises, as far as this version has it: the name, a label and its values.
-const PROMISED: [(&str, &str, &[&str]); 20] = [
+const PROMISED: [(&str, &str, &[&str]); 21] = [
     ("dotmac_feature_denials_total", "feature", &FEATURES),
     ("dotmac_license_cache_hits", "", &[]),
     ("dotmac_license_cache_requests", "", &[]),
@@ -31,6 +31,7 @@ const PROMISED: [(&str, &str, &[&str]); 20] = [
     ("dotmac_store_breaker_state", "store", &["postgres", "redis"]),
     ("dotmac_license_stale_served_total", "", &[]),
     ("dotmac_license_grace_served_total", "", &[]),
+    ("dotmac_licenses_expiring", "within", &["24h", "7d", "30d"]),
     ("dotmac_access_log_dropped_total", "", &[]),
     ("dotmac_upstream_errors_total", "", &[]),
     ("dotmac_license_memory_entries", "", &[]),

@@ -88,6 +88,9 @@ pub enum Command {
     /// remains.
     #[serde(rename = "reapply_plan")]
     Reapply,
+    /// What has ended is forgotten. It was not in force any more, so nothing else changes: see [`Command::is_housekeeping`].
+    #[serde(rename = "addon_ended")]
+    Tidy,
 }
 
 /// Why a change is refused. The names are part of the public contract: answers and the audit use them.
@@ -123,7 +126,13 @@ impl Command {
             Self::Revoke { .. } => "revoke",
             Self::Extend { .. } => "extend",
             Self::Reapply => "reapply_plan",
+            Self::Tidy => "addon_ended",
         }
+    }
+
+    /// Whether nobody has asked for it in particular, so that it is worth no line in the audit where it changes nothing.
+    pub const fn is_housekeeping(&self) -> bool {
+        matches!(self, Self::Tidy)
     }
 }
 
@@ -187,6 +196,7 @@ pub fn amend(
             let plan = plans.get(&license.plan).ok_or(Refused::UnknownPlan)?;
             after.follow(plan);
         }
+        Command::Tidy => {}
     }
     Ok(after)
 }
@@ -390,7 +400,7 @@ impl Refused {
         let wanted = match command {
             Command::SetPlan { plan, .. } | Command::Upgrade { plan, .. } => plan,
             Command::Grant { feature, .. } | Command::Revoke { feature } => feature,
-            Command::Extend { .. } | Command::Reapply => plan,
+            Command::Extend { .. } | Command::Reapply | Command::Tidy => plan,
         };
         match self {
             Self::UnknownPlan => format!("no plan is called {wanted}: there are {}", sold()),

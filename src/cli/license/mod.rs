@@ -4,13 +4,14 @@ mod change;
 mod print;
 mod reapply;
 mod refresh;
+mod renew;
 mod show;
 
 use anyhow::anyhow;
 use clap::{Args, Subcommand};
 
 use self::print::{Clock, Format};
-use super::{ConfigFile, Failure, start_log};
+use super::{ConfigFile, Failure, start_log, user};
 use crate::clock::wall_clock;
 use crate::manage::{Author, Manage, ManageError};
 use crate::server;
@@ -37,6 +38,8 @@ enum Command {
     Revoke(change::Revoke),
     /// A later end
     Extend(change::Extend),
+    /// Extend the licences with auto_renew that are due, and clear away what has ended; fit for a CronJob
+    Renew(renew::Options),
     /// Give licences what their plan includes today; what neither that nor an add-on explains goes
     ReapplyPlan(reapply::Options),
     /// Have every replica ask for a tenant's licence again
@@ -79,6 +82,7 @@ pub(super) fn run(options: Options) -> Result<(), Failure> {
         Command::Grant(options) => options.run(),
         Command::Revoke(options) => options.run(),
         Command::Extend(options) => options.run(),
+        Command::Renew(options) => options.run(),
         Command::ReapplyPlan(options) => options.run(),
         Command::Refresh(options) => options.run(),
         Command::Flush(options) => options.run(),
@@ -99,8 +103,6 @@ impl Common {
 
 impl Who {
     fn author(&self) -> Result<Author, Failure> {
-        let user =
-            || ["USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok().filter(|u| !u.is_empty()));
         let actor = self.actor.clone().or_else(user);
         let actor = actor.ok_or_else(|| Failure::Usage("error: who are you? Say so by --actor".to_owned()))?;
         Ok(Author {

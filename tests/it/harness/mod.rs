@@ -36,7 +36,7 @@ pub(crate) use jwt::Signer;
 pub(crate) use load::{Ask, Load, Samples};
 pub(crate) use pooler::Pooler;
 pub(crate) use postgres::{Database, Postgres, Session};
-pub(crate) use proxy::{Proxy, ProxyBuilder};
+pub(crate) use proxy::{Proxy, ProxyBuilder, Running};
 pub(crate) use redis::{Redis, RedisOptions};
 pub(crate) use sentinel::Sentinel;
 pub(crate) use standby::Standby;

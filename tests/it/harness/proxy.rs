@@ -50,6 +50,13 @@ enum Wait {
     Live,
 }
 
+/// A command that ends by itself and has not yet.
+pub(crate) struct Running {
+    process: Process,
+    peak_rss_bytes: u64,
+    _dirs: [TempDir; 2],
+}
+
 /// How a command ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
@@ -258,10 +265,7 @@ impl Proxy {
     }
 
     fn memory(&self, field: &str) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the proxy is running");
-        let line = status.lines().find(|line| line.starts_with(field)).expect("Linux tells the memory of a process");
-        let kib: u64 = line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number of KiB");
-        kib * 1024
+        memory(self.pid(), field).expect("the proxy is running, and Linux tells the memory of a process")
     }
 }
 
@@ -349,12 +353,17 @@ impl ProxyBuilder {
 
     /// Runs another command of the binary with this configuration and environment: `run(&["migrate"])`.
     pub(crate) async fn run(&self, arguments: &[&str]) -> Ended {
+        self.begin(arguments).end(Duration::from_secs(60)).await
+    }
+
+    /// Begins to run another command of the binary.
+    pub(crate) fn begin(&self, arguments: &[&str]) -> Running {
         let dir = server_dir();
         let builder = self.clone().listening_on(free_port(), free_port());
         std::fs::write(dir.path().join("proxy.yaml"), builder.config_text()).expect("the directory is writable");
         let config = dir.path().join("proxy.yaml").display().to_string();
         let envs = builder.env("DOTMAC_LICENSE_CONFIG", config).envs;
-        run_binary(arguments, &envs.into_iter().collect::<Vec<_>>()).await
+        begin_binary(arguments, &envs.into_iter().collect::<Vec<_>>(), dir)
     }
 
     /// The configuration as it is written to the file. JSON is YAML.
@@ -418,11 +427,49 @@ impl Proxy {
 
 /// Runs the binary to its end with nothing but these variables (and PATH, HOME, TMPDIR) in its environment.
 pub(crate) async fn run_binary(arguments: &[&str], envs: &[(String, String)]) -> Ended {
+    begin_binary(arguments, envs, server_dir()).end(Duration::from_secs(60)).await
+}
+
+/// `files` is kept for as long as it runs.
+fn begin_binary(arguments: &[&str], envs: &[(String, String)], files: TempDir) -> Running {
     let dir = server_dir();
     let command: Vec<String> = std::iter::once(&BINARY).chain(arguments).map(|word| (*word).to_owned()).collect();
-    let mut process = Process::start("proxy", dir.path(), &command, envs, OnOrphaned::Kill, None);
-    let status = process.wait(Duration::from_secs(60)).await;
-    Ended { status, stdout: process.stdout(), stderr: process.stderr() }
+    let process = Process::start("proxy", dir.path(), &command, envs, OnOrphaned::Kill, None);
+    Running { process: process.show_output_on_panic(), peak_rss_bytes: 0, _dirs: [dir, files] }
+}
+
+impl Running {
+    /// Sends a signal by name, for example "INT".
+    pub(crate) fn signal(&mut self, signal: &str) {
+        self.process.signal(signal);
+    }
+
+    /// Waits for its end; panics when it has not come within `limit`.
+    pub(crate) async fn end(&mut self, limit: Duration) -> Ended {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.process.exited() {
+                return Ended { status, stdout: self.process.stdout(), stderr: self.process.stderr() };
+            }
+            // Once it has ended, Linux tells no more of its memory.
+            self.peak_rss_bytes = memory(self.process.pid(), "VmHWM:").unwrap_or(self.peak_rss_bytes);
+            assert!(Instant::now() < deadline, "it is still running after {limit:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// The most resident memory it has had while somebody waited for its end.
+    pub(crate) fn peak_rss_bytes(&self) -> u64 {
+        self.peak_rss_bytes
+    }
+}
+
+/// A field of `/proc/PID/status`, in bytes; none once the process has ended.
+fn memory(pid: u32, field: &str) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with(field))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
 }
 
 impl Metrics {

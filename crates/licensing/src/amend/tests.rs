@@ -127,6 +127,8 @@ fn what_becomes_of_a_licence() {
         ("professional", vec![(1, revoke("crm")), (2, grant("crm", 5))], "professional: crm<5, tickets; tickets=1000"),
         ("professional", vec![(1, revoke("crm")), (2, Command::Reapply)], "professional: crm, tickets; tickets=1000"),
         ("starter", vec![(1, grant("crm", 5)), (2, Command::Reapply)], "starter: crm<5, tickets; tickets=100"),
+        ("starter", vec![(1, grant("crm", 5)), (4, Command::Tidy)], "starter: crm<5, tickets; tickets=100"),
+        ("starter", vec![(1, grant("crm", 5)), (5, Command::Tidy)], "starter: tickets; tickets=100"),
     ] {
         let found = after(plan, &commands).map(|holding| written(&holding));
         assert_eq!(found.as_deref(), Ok(expected.trim_end()), "{plan}, {commands:?}");
@@ -258,6 +260,7 @@ fn any_command() -> impl Strategy<Value = Command> {
         feature.prop_map(revoke),
         until.prop_map(|until| Command::Extend { until }),
         Just(Command::Reapply),
+        Just(Command::Tidy),
     ]
 }
 

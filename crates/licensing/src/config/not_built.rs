@@ -17,7 +17,6 @@ const fn key(key: &'static str, what: &'static str) -> NotBuilt {
 
 /// The one list of them.
 pub(super) const NOT_BUILT: &[NotBuilt] = &[
-    key("listen.admin", "the admin API"),
     key("tenant.sources[].host", "tenants from host names"),
     key("routes.rules[].meter", "counting requests"),
     key("usage", "counting requests"),

@@ -106,8 +106,21 @@ const CHANGES: &[Case] = &[
         &["listen: { proxy: 0.0.0.0:80, ops: 127.0.0.1:80, admin: 127.0.0.1:9, workers: 0 }"],
         &[
             "8:35: error: listen.ops: 127.0.0.1:80 is where `listen.proxy` listens already",
-            "8:49: error: listen.admin: `admin` is not built in this version (the admin API); remove the key",
             "8:78: error: listen.workers: must be from 1 to 1024",
+        ],
+    ),
+    (
+        &["listen: { proxy: 0.0.0.0:80, admin: 127.0.0.1:80 }"],
+        &["8:37: error: listen.admin: 127.0.0.1:80 is where `listen.proxy` listens already"],
+    ),
+    (
+        &["listen: { ops: 'unix:/run/x.sock', admin: 'unix:/run/x.sock' }"],
+        &["8:43: error: listen.admin: unix:/run/x.sock is where `listen.ops` listens already"],
+    ),
+    (
+        &["listen: { admin: 10.0.0.1:9090 }"],
+        &[
+            "8:11: warning: listen.admin: other hosts can reach it, and its token travels in clear text: use a loopback address or unix:/path",
         ],
     ),
     (

@@ -14,6 +14,17 @@ impl Checker<'_, '_> {
         if same_socket(&listen.proxy, &listen.ops) {
             self.error(&at!["listen", "ops"], format!("{} is where `listen.proxy` listens already", listen.ops));
         }
+        if let Some(admin) = &listen.admin {
+            for (other, key) in [(&listen.proxy, "listen.proxy"), (&listen.ops, "listen.ops")] {
+                if same_socket(other, admin) {
+                    self.error(&at!["listen", "admin"], format!("{admin} is where `{key}` listens already"));
+                }
+            }
+            if !admin.is_local() {
+                let message = "other hosts can reach it, and its token travels in clear text: use a loopback address or unix:/path";
+                self.warning(&at!["listen", "admin"], message);
+            }
+        }
         let upstream = &self.config.upstream.address;
         let loops = match (&listen.proxy, upstream) {
             (Address::Unix(own), UpstreamAddress::Unix(theirs)) => own == theirs,
