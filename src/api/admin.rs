@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 
 pub(crate) use self::guard::Guard;
 use self::refusal::Refusal;
+use crate::api::headers::{MAX_KEY_BYTES, idempotency_key};
 use crate::clock::wall_clock;
 use crate::explain::{Asked, Explainer};
 use crate::licenses::Told;
@@ -32,9 +33,6 @@ use crate::proxy::request_id;
 
 /// The largest body that is read, in bytes.
 const MAX_BODY_BYTES: usize = 64 * 1024;
-
-/// The longest idempotency key, in bytes.
-const MAX_KEY_BYTES: usize = 255;
 
 /// Who is written down where nobody is named.
 const ACTOR: &str = "admin-api";
@@ -287,7 +285,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Order<T> {
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Refusal> {
         let request_id = request.extensions().get::<RequestId>().and_then(|id| id.0.to_str().ok()).map(str::to_owned);
-        let idempotency_key = idempotency_key(request.headers())?;
+        let idempotency_key = key_of(request.headers())?;
         let bytes: Result<Bytes, BytesRejection> = request.extract().await;
         let bytes = bytes.map_err(|error| match error.status() {
             StatusCode::PAYLOAD_TOO_LARGE => {
@@ -317,15 +315,11 @@ impl<T> Order<T> {
     }
 }
 
-fn idempotency_key(headers: &http::HeaderMap) -> Result<Option<String>, Refusal> {
-    let mut keys = headers.get_all("idempotency-key").iter();
-    let (Some(key), None) = (keys.next(), keys.next()) else {
-        let none = headers.get("idempotency-key").is_none();
-        return none.then_some(None).ok_or_else(|| Refusal::bad("idempotency_key_invalid", "there are several keys"));
-    };
-    let key = key.to_str().ok().filter(|key| (1..=MAX_KEY_BYTES).contains(&key.len()));
-    let key = key.ok_or_else(|| {
-        Refusal::bad("idempotency_key_invalid", format!("a key has 1 to {MAX_KEY_BYTES} characters of ASCII"))
-    })?;
-    Ok(Some(key.to_owned()))
+/// The key of a request.
+fn key_of(headers: &http::HeaderMap) -> Result<Option<String>, Refusal> {
+    let key = idempotency_key(headers).map(|key| key.map(str::to_owned));
+    key.map_err(|()| {
+        let message = format!("one Idempotency-Key, of 1 to {MAX_KEY_BYTES} characters of ASCII");
+        Refusal::bad("idempotency_key_invalid", message)
+    })
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod handshake;
+pub(crate) mod headers;
 pub(crate) mod license;
 pub(crate) mod ops;
 pub(crate) mod paths;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use http::HeaderMap;
 use licensing::amend::{Command, Refused};
 use licensing::answer::{Answer, Failure};
 use licensing::config::UpgradeMode;
@@ -10,11 +11,9 @@ use licensing::tenant::TenantId;
 use licensing::view::entity_tag;
 use serde::Deserialize;
 
+use super::headers::idempotency_key;
 use super::license::{Basis, Call, LicenseApi, Reply, refuse};
 use crate::manage::{Author, Manage, ManageError};
-
-/// The longest `Idempotency-Key` that is taken, in bytes.
-const MAX_KEY_BYTES: usize = 255;
 
 /// What an upgrade is made by.
 #[derive(Clone)]
@@ -34,8 +33,7 @@ pub(crate) struct Asked<'a> {
     pub(crate) mode: UpgradeMode,
     /// Whether a cheaper plan may be chosen.
     pub(crate) downgrade: bool,
-    /// The value of `Idempotency-Key`.
-    pub(crate) key: Option<&'a [u8]>,
+    pub(crate) headers: &'a HeaderMap,
     /// The body; none if it is too large.
     pub(crate) body: Option<&'a [u8]>,
 }
@@ -119,16 +117,12 @@ impl UpgradeApi {
 
 impl Asked<'_> {
     fn author(&self) -> Result<Author, Reply> {
-        let key = match self.key.map(std::str::from_utf8) {
-            None => None,
-            Some(Ok(key)) if !key.is_empty() && key.len() <= MAX_KEY_BYTES => Some(key.to_owned()),
-            Some(_) => return Err(self.call.fail(Failure::IdempotencyKeyInvalid)),
-        };
+        let key = idempotency_key(self.headers).map_err(|()| self.call.fail(Failure::IdempotencyKeyInvalid))?;
         Ok(Author {
             actor: self.actor.clone(),
             reason: Some("upgrade by the tenant".to_owned()),
             request_id: Some(self.call.request_id.to_owned()),
-            idempotency_key: key,
+            idempotency_key: key.map(str::to_owned),
         })
     }
 }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use http::header::{CONNECTION, CONTENT_TYPE, IF_NONE_MATCH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
-use http::{HeaderValue, Method, Version};
+use http::header::{CONNECTION, IF_NONE_MATCH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
+use http::{Method, Version};
 use licensing::answer::Failure;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
@@ -13,6 +13,7 @@ use super::handover::Handover;
 use super::intake::{Facts, Via};
 use super::{Context, Proxy, Snapshot, respond};
 use crate::api::handshake::{self, Mistake};
+use crate::api::headers::is_json;
 use crate::api::license::{Basis, Call, Reply, refuse};
 use crate::api::paths::Endpoint;
 use crate::api::updates::LicenseUpdates;
@@ -69,7 +70,7 @@ impl Proxy {
                     actor: snapshot.intake.actor(facts, &request.headers),
                     mode: settings.mode,
                     downgrade: settings.downgrade,
-                    key: request.headers.get("idempotency-key").map(HeaderValue::as_bytes),
+                    headers: &request.headers,
                     body: body.as_deref(),
                     call,
                 };
@@ -149,10 +150,7 @@ fn wrong_with(request: &RequestHeader, facts: &Facts, snapshot: &Snapshot) -> Op
     if facts.via == Some(Via::Cookie) && !may_act(facts, snapshot) {
         return Some(Failure::OriginNotAllowed);
     }
-    // A page of another origin can send other media types without asking by a preflight.
-    let media_type = request.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let essence = media_type.split(';').next().unwrap_or_default().trim();
-    (!essence.eq_ignore_ascii_case("application/json")).then_some(Failure::UnsupportedMediaType)
+    (!is_json(&request.headers)).then_some(Failure::UnsupportedMediaType)
 }
 
 /// A request's body; none if it is larger than any that we take.

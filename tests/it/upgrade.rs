@@ -121,9 +121,9 @@ async fn who_may_and_what_is_refused() {
             415,
             "unsupported_media_type",
         ),
-        (&[own, owner, json_type], "{", 400, "invalid_body"),
-        (&[own, owner, json_type], "{}", 400, "invalid_body"),
-        (&[own, owner, json_type], r#"{"new_plan":7}"#, 400, "invalid_body"),
+        (&[own, owner, json_type], "{", 400, "body_invalid"),
+        (&[own, owner, json_type], "{}", 400, "body_invalid"),
+        (&[own, owner, json_type], r#"{"new_plan":7}"#, 400, "body_invalid"),
     ] {
         let answer = post(&world.proxy, UPGRADE, headers, body).await;
         assert_eq!((answer.status, &answer.json()["reason"]), (status, &json!(reason)), "{headers:?} {body}");

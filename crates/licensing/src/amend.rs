@@ -387,6 +387,16 @@ impl Refused {
         }
     }
 
+    /// The HTTP status of an answer that says so (RFC 9110 section 15.5, RFC 4918 section 11.2 for 422).
+    pub const fn status(self) -> u16 {
+        match self {
+            Self::NoLicense => 404,
+            Self::DowngradeNotAllowed => 403,
+            Self::SamePlan | Self::NotGranted | Self::GrantedLonger | Self::ValidLonger => 409,
+            Self::UnknownPlan | Self::UnknownFeature | Self::InThePast => 422,
+        }
+    }
+
     /// The reason of this name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|refused| refused.name() == name)

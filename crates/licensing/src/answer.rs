@@ -283,7 +283,7 @@ impl Answers {
             Failure::BodyInvalid => (
                 400,
                 "Body invalid",
-                "invalid_body",
+                "body_invalid",
                 "http_request_error",
                 3,
                 "The body must be a JSON object such as {\"new_plan\":\"professional\"}.",
@@ -294,7 +294,7 @@ impl Answers {
                 "idempotency_key_invalid",
                 "http_request_error",
                 3,
-                "An Idempotency-Key has 1 to 255 characters.",
+                "One Idempotency-Key of 1 to 255 characters of ASCII is taken.",
             ),
             Failure::IdempotencyKeyReused => (
                 422,
@@ -341,12 +341,6 @@ impl Answers {
 
     /// Say that a change of a licence is refused, and why.
     pub fn change_refused(&self, refused: Refused, message: String, request_id: &str, format: Format) -> Answer {
-        let (status, grpc) = match refused {
-            Refused::NoLicense => (404, 5),
-            Refused::DowngradeNotAllowed => (403, 7),
-            Refused::SamePlan | Refused::NotGranted | Refused::GrantedLonger | Refused::ValidLonger => (409, 9),
-            Refused::UnknownPlan | Refused::UnknownFeature | Refused::InThePast => (422, 3),
-        };
         let members = Members {
             error: "Change refused",
             feature: None,
@@ -359,7 +353,8 @@ impl Answers {
             request_id,
         };
         let headers = common_headers("http_request_denied", refused.name(), request_id);
-        render(status, headers, &members, grpc, format)
+        // gRPC: FAILED_PRECONDITION.
+        render(refused.status(), headers, &members, 9, format)
     }
 
     fn upgrade_url(&self, feature: &str) -> String {

@@ -3,7 +3,6 @@
 use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use licensing::amend::Refused;
 use serde_json::json;
 
 use crate::manage::ManageError;
@@ -61,14 +60,7 @@ impl IntoResponse for Refusal {
 impl From<ManageError> for Refusal {
     fn from(error: ManageError) -> Self {
         let status = match &error {
-            ManageError::Refused { refused, .. } => match refused {
-                Refused::NoLicense => StatusCode::NOT_FOUND,
-                Refused::UnknownPlan | Refused::UnknownFeature | Refused::InThePast => StatusCode::UNPROCESSABLE_ENTITY,
-                Refused::SamePlan | Refused::NotGranted | Refused::GrantedLonger | Refused::ValidLonger => {
-                    StatusCode::CONFLICT
-                }
-                Refused::DowngradeNotAllowed => StatusCode::FORBIDDEN,
-            },
+            ManageError::Refused { refused, .. } => StatusCode::from_u16(refused.status()).unwrap_or_default(),
             ManageError::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             ManageError::Unknown(_) | ManageError::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
