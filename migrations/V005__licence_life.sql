@@ -21,7 +21,8 @@ $$;
 DROP TRIGGER IF EXISTS tenant_licenses_clear_ends ON tenant_licenses;
 CREATE TRIGGER tenant_licenses_clear_ends
     BEFORE UPDATE OF features ON tenant_licenses
-    FOR EACH ROW WHEN (OLD.features_until::text <> '{}' AND NEW.features_until::text = OLD.features_until::text
+    FOR EACH ROW WHEN (OLD.features_until::text IS DISTINCT FROM '{}'
+                       AND NEW.features_until::text IS NOT DISTINCT FROM OLD.features_until::text
                        AND NEW.features::text IS DISTINCT FROM OLD.features::text)
     EXECUTE FUNCTION tenant_licenses_clear_ends();
 

@@ -40,7 +40,7 @@ pub(crate) struct Explainer {
 /// What becomes of a request, and why.
 #[derive(Debug, Serialize)]
 pub(crate) struct Explanation {
-    /// As metrics and log write it.
+    /// As the access log writes it.
     decision: &'static str,
     /// The status of our answer; none where the request goes on.
     status: Option<u16>,
@@ -136,7 +136,8 @@ impl Explainer {
         let refusal = route.as_ref().err().copied();
         let identity = asked.tenant.map_or(Identity::Missing, Identity::Tenant);
         let ruling = self.gate.try_out(policy, route, identity).await;
-        let case = Case { policy, asked: &asked, ruling: &ruling, rules: &rules, refusal, now: wall_clock() };
+        let own = snapshot.api.endpoint(asked.path.as_bytes()).is_some();
+        let case = Case { policy, asked: &asked, ruling: &ruling, rules: &rules, refusal, own, now: wall_clock() };
         case.explain(snapshot.config_hash.clone(), self.gate.is_off())
     }
 }
@@ -148,6 +149,8 @@ struct Case<'a> {
     ruling: &'a Ruling,
     rules: &'a [Matched<'a>],
     refusal: Option<Refusal>,
+    /// Whether the proxy serves the path itself.
+    own: bool,
     now: Timestamp,
 }
 
@@ -157,11 +160,11 @@ impl Case<'_> {
         let answer = ruling.denial().map(|denial| policy.answers.denial(&denial, &policy.plans, "", Format::Json));
         let body = answer.as_ref().and_then(|answer| serde_json::from_slice::<Value>(&answer.body).ok());
         let said = body.as_ref().and_then(|body| body["message"].as_str().map(str::to_owned));
-        let denied = ruling.outcome == Outcome::Denied;
+        let denied = ruling.outcome == Outcome::Denied && !self.own;
         Explanation {
-            decision: ruling.outcome.as_str(),
+            decision: if self.own { "answered" } else { ruling.outcome.as_str() },
             status: ruling.reason.filter(|_| denied).map(|reason| policy.answers.status(reason)),
-            reason: ruling.reason.map(Reason::name),
+            reason: ruling.reason.filter(|_| !self.own).map(Reason::name),
             message: self.message(said),
             tenant: asked.tenant,
             method: asked.method.clone(),
@@ -182,6 +185,9 @@ impl Case<'_> {
         let ruling = self.ruling;
         let feature = ruling.feature.as_deref().unwrap_or_default();
         match ruling.outcome {
+            _ if self.own => {
+                "The proxy answers this itself, whatever rule matches: see docs/license-api.md.".to_owned()
+            }
             Outcome::Denied => match self.refusal {
                 Some(refusal) => format!("{} ({refusal})", said.unwrap_or_default()),
                 None => said.unwrap_or_default(),
@@ -255,7 +261,7 @@ impl Case<'_> {
 
     /// What an operator can do about a refusal.
     fn remedies(&self) -> Vec<Remedy> {
-        let Some(reason) = self.ruling.reason else { return Vec::new() };
+        let Some(reason) = self.ruling.reason.filter(|_| !self.own) else { return Vec::new() };
         let tenant = self.asked.tenant.map(|tenant| tenant.to_string()).unwrap_or_default();
         let feature = self.ruling.feature.as_deref().unwrap_or_default();
         let plans = || self.policy.plans.including(feature);

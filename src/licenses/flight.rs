@@ -277,6 +277,7 @@ impl Licenses {
             // Something to go by if the source does not answer.
             entry.mark.doubt(announced);
             self.memory.put(entry);
+            self.watchers.tell(&tenant);
             return RedisSays::Nothing(Some(token));
         };
         // The age is told in milliseconds and by way of another clock: only a clear difference means anything.

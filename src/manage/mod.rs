@@ -117,7 +117,7 @@ impl Manage {
         author: &Author,
     ) -> Result<(), ManageError> {
         let (shared, command, author) = (Arc::clone(&self.shared), command.clone(), author.clone());
-        let work = async move { shared.request(tenant, &command, &author).await };
+        let work = async move { shared.enter(tenant, &command, &author, false).await.map(drop) };
         self.apart(work).await
     }
 
@@ -199,10 +199,6 @@ impl Shared {
         Ok(Amended { before, after, repeated, redis })
     }
 
-    async fn request(&self, tenant: TenantId, command: &Command, author: &Author) -> Result<(), ManageError> {
-        self.enter(tenant, command, author, false).await.map(drop)
-    }
-
     /// An order, and its refusal as an error.
     async fn enter(
         &self,
@@ -264,3 +260,6 @@ impl From<LedgerError> for ManageError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,6 +21,7 @@ mod lifecycle;
 mod manage;
 mod migrations;
 mod notifications;
+mod openapi;
 mod operations;
 mod portal;
 mod real_backend;

@@ -7,7 +7,8 @@ use uuid::Uuid;
 
 use crate::harness::proxy::Ended;
 use crate::harness::world::get;
-use crate::harness::{Pooler, Proxy, World};
+use crate::harness::{Pooler, Postgres, Proxy, Redis, Upstream, World};
+use crate::migrations::{Site, TABLES_MADE_BY_HAND};
 
 /// What the contract promises to other replicas, and what a busy machine may add.
 const SEEN_WITHIN: Duration = Duration::from_millis(1500);
@@ -138,7 +139,7 @@ async fn a_grant_survives_a_change_of_the_plan_and_plain_sql_ends_its_end() {
 async fn a_granted_feature_ends_on_the_dot() {
     let world = World::start().await;
     let tenant = world.tenant("starter").await;
-    world.licensed(&format!("grant {tenant} crm --for 3s"), "break-glass").await;
+    world.licensed(&format!("grant {tenant} crm --for 4s"), "break-glass").await;
     let ends = format!("SELECT features_until ->> 'crm' FROM tenant_licenses WHERE tenant_id = '{tenant}'");
     let ends = world.database.value(&ends).await.expect("an end");
     let left = format!("SELECT extract(epoch FROM '{ends}'::timestamptz - clock_timestamp())");
@@ -347,6 +348,116 @@ async fn through_pgbouncer_in_transaction_mode() {
     tokio::spawn(connection);
     client.batch_execute(plain).await.expect("an update");
     assert_eq!(world.row(tenants[0]).await, "professional {} {}");
+}
+
+/// Two that wait for each other: Postgres ends one of them, and what it ends is done again.
+#[tokio::test]
+async fn a_deadlock_with_plain_sql() {
+    let world = World::start().await;
+    let tenant = world.tenant("starter").await;
+    world.licensed(&format!("grant {tenant} crm"), "a favour").await;
+    let mut other = world.database.connect().await;
+    let other = other.transaction().await.expect("a transaction");
+    let addon = format!("UPDATE tenant_addons SET reason = 'by hand' WHERE tenant_id = '{tenant}'");
+    other.batch_execute(&addon).await.expect("an update");
+    let held = world.postgres_wire.hold("DELETE FROM tenant_addons");
+    let words = format!("revoke {tenant} crm");
+    let (revoked, ended) = tokio::join!(world.license(&words, "no more"), async {
+        held.reached().await;
+        held.release();
+        // It waits for the add-on first, so it is the first to look around, and what Postgres ends.
+        let waits =
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        while world.database.value(waits).await.as_deref() != Some("1") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let license = format!("UPDATE tenant_licenses SET auto_renew = false WHERE tenant_id = '{tenant}'");
+        let ended = other.batch_execute(&license).await;
+        other.commit().await.expect("a commit");
+        ended
+    });
+    assert!(ended.is_ok(), "{ended:?}");
+    assert_eq!(revoked.status.code(), Some(0), "{revoked:?}");
+    assert_eq!(world.audit(tenant).await, ["grant by Ada (a favour): applied", "revoke by Ada (no more): applied"]);
+    assert_eq!(world.row(tenant).await, r#"starter {"tickets": true} {}"#);
+    assert_eq!(world.postgres_wire.count("DELETE FROM tenant_addons"), 2, "it was done again");
+}
+
+/// Other types and another time zone, where times that are written as text could mean other times.
+#[tokio::test]
+async fn tables_made_by_hand_in_another_time_zone() {
+    let postgres = Postgres::private(&[("timezone", "Asia/Tokyo")]).await;
+    for tables in [TABLES_MADE_BY_HAND.to_owned(), TABLES_MADE_BY_HAND.replace("TIMESTAMP", "TIMESTAMPTZ")] {
+        let site = Site::on(&postgres).await;
+        site.database.execute(&tables).await;
+        site.migrate().await;
+        let tenant = Uuid::new_v4();
+        let until = |hours: &str| {
+            format!("SELECT to_char(timezone('utc', now()) + INTERVAL '{hours}', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')")
+        };
+        let (soon, later) = (site.database.value(&until("1 hour")).await, site.database.value(&until("5 hours")).await);
+        let (soon, later) = (soon.expect("a time"), later.expect("a time"));
+        for words in [
+            format!("set-plan {tenant} starter --valid-until {soon}"),
+            format!("grant {tenant} crm --until {soon}"),
+            format!("extend {tenant} --until {later}"),
+        ] {
+            let mut arguments: Vec<&str> = std::iter::once("license").chain(words.split(' ')).collect();
+            arguments.extend(["--actor", "Ada", "--reason", "by hand"]);
+            let ended = site.builder.run(&arguments).await;
+            assert_eq!(ended.status.code(), Some(0), "{words}: {ended:?}");
+        }
+        let shown = site.builder.run(&["license", "get", &tenant.to_string(), "-o", "json"]).await;
+        let shown: Value = serde_json::from_str(&shown.stdout).unwrap_or_else(|error| panic!("{error}: {shown:?}"));
+        assert_eq!(shown["license"]["valid_until"], json!(later), "{tables}");
+        assert_eq!(shown["license"]["features_until"]["crm"], json!(soon), "{tables}");
+        assert_eq!((&shown["addons"][0]["valid_until"], &shown["state"]), (&json!(soon), &json!("valid")), "{tables}");
+        for (within, listed) in [("4h", 0), ("6h", 1)] {
+            let list = site.builder.run(&["license", "list", "--expiring-within", within]).await;
+            assert_eq!(list.stdout.lines().count(), listed, "{within}: {list:?}");
+        }
+        let proxy = site.builder.start().await;
+        assert_eq!(get(&proxy, "/api/v1/crm", tenant).await.status, 200);
+    }
+}
+
+/// Without a feed nobody but the command tells how far the primary is, and the replica that licences are read from lags.
+#[tokio::test]
+async fn a_read_replica_that_lags_hides_no_change() {
+    let mut primary = Postgres::private(&[]).await;
+    // The database has to be there before it is copied.
+    let database = primary.database().await;
+    let migrated = Proxy::builder("127.0.0.1:1").env("DATABASE_URL", database.url()).run(&["migrate"]).await;
+    assert!(migrated.status.success(), "{migrated:?}");
+    let standby = primary.standby().await;
+    let (upstream, redis) = (Upstream::start(), Redis::start().await);
+    let builder = Proxy::builder(upstream.address())
+        .env("DATABASE_URL", database.url())
+        .env("LICENSE_DB_URL", standby.copy_of(&database).url())
+        .env("REDIS_URL", redis.url());
+    let proxies = [builder.start().await, builder.start().await];
+    let tenant = Uuid::new_v4();
+    let run = async |words: &str| {
+        let words = words.replace('T', &tenant.to_string());
+        let mut arguments: Vec<&str> = std::iter::once("license").chain(words.split(' ')).collect();
+        arguments.extend(["--actor", "Ada", "--reason", "a lag"]);
+        let ended = builder.run(&arguments).await;
+        assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+    };
+    run("set-plan T starter").await;
+    standby.caught_up_with(&primary).await;
+    standby.pause_replay().await;
+    for (words, status) in [("set-plan T professional", 200), ("revoke T crm", 402), ("grant T crm", 200)] {
+        for proxy in &proxies {
+            assert_ne!(get(proxy, "/api/v1/crm", tenant).await.status, status, "before {words}");
+        }
+        run(words).await;
+        for proxy in &proxies {
+            let took = answers(proxy, "/api/v1/crm", tenant, status).await;
+            assert!(took < SEEN_WITHIN, "{words}: {took:?}");
+        }
+    }
+    assert!(proxies[0].metric("dotmac_license_replica_lagging_total").await > 0.0, "it was the replica that was asked");
 }
 
 /// Redis is down: the change is made and said to be untold; with it, the feed is what tells.

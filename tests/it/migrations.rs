@@ -9,7 +9,7 @@ use crate::harness::{Database, Postgres, Proxy, Upstream};
 
 /// A database that nobody has migrated, and what is needed to serve from it.
 pub(crate) struct Site {
-    builder: ProxyBuilder,
+    pub(crate) builder: ProxyBuilder,
     upstream: Upstream,
     pub(crate) database: Database,
 }
@@ -73,7 +73,7 @@ feature_usage: PRIMARY KEY (id)
 tenant_licenses: PRIMARY KEY (tenant_id)";
 
 /// Tables as a program that is no friend of defaults may have made them, with one column less and one more.
-const TABLES_MADE_BY_HAND: &str = "
+pub(crate) const TABLES_MADE_BY_HAND: &str = "
 CREATE TABLE tenant_licenses (
     tenant_id UUID PRIMARY KEY, plan_tier TEXT NOT NULL, features JSON NOT NULL,
     valid_from TIMESTAMP NOT NULL, valid_until TIMESTAMP NOT NULL, auto_renew BOOLEAN,

@@ -1,6 +1,6 @@
 //! The licence API's WebSocket: who may open one, what it tells and when, and what it costs.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures::{SinkExt, StreamExt, future};
 use http::HeaderValue;
@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 use uuid::Uuid;
 
-use crate::harness::{License, Proxy, ProxyBuilder, RawClient, World, world};
+use crate::harness::{License, Proxy, ProxyBuilder, RawClient, Signer, World, jwt, world};
 
 /// Within which every change is told.
 const PROMISED: Duration = Duration::from_secs(1);
@@ -194,6 +194,33 @@ async fn all_kinds_of_changes() {
     assert_eq!(bystander.told().await.1["features"], features);
 }
 
+/// Whoever has bought sees it, wherever they are connected.
+#[tokio::test]
+async fn an_upgrade_is_told() {
+    let allow = json!({ "allow": { "header": "X-User-Role", "values": ["owner"] } });
+    let world = World::start_with(|builder| listening(builder).set("/upgrade", allow)).await;
+    let replica = world.second_replica().await;
+    future::join(world.proxy.live(), replica.live()).await;
+    let tenant = world.tenant("starter").await;
+    let mut sockets = [Socket::open(&world.proxy, tenant).await, Socket::open(&replica, tenant).await];
+    for socket in &mut sockets {
+        assert_eq!(socket.told().await.1["planTier"], "starter");
+    }
+    let mut buyer = RawClient::connect(world.proxy.address()).await;
+    let request = format!(
+        "POST /license/upgrade HTTP/1.1\r\nHost: app\r\nX-Tenant-ID: {tenant}\r\nX-User-Role: owner\r\n\
+         Content-Type: application/json\r\nContent-Length: 27\r\n\r\n{{\"new_plan\":\"professional\"}}"
+    );
+    buyer.send(request).await.expect("open");
+    let bought = buyer.response().await;
+    let since = Instant::now();
+    assert_eq!(bought.status, 200, "{}", bought.text());
+    for socket in &mut sockets {
+        assert_eq!(socket.told().await, ("license_updated".to_owned(), bought.json()));
+        assert!(since.elapsed() < PROMISED, "{:?}", since.elapsed());
+    }
+}
+
 /// Nobody announces that time passes.
 #[tokio::test]
 async fn what_the_clock_changes() {
@@ -282,6 +309,63 @@ async fn who_may_open_one() {
     let (_, answer) = Socket::try_open(&world.proxy, "/license", &offered).await.expect("101");
     assert_eq!(answer.headers().get("Sec-WebSocket-Protocol"), Some(&HeaderValue::from_static("dotmac-license")));
     assert_eq!(world.upstream.count(), 0, "nothing of this is the backend's");
+}
+
+/// Browsers can't set headers: a token in a cookie, or offered as a subprotocol, says who they are, until it expires.
+#[tokio::test]
+async fn tokens_open_one_until_they_expire() {
+    let signer = Signer::new("HS256", "key");
+    let keys = tempfile::tempdir().expect("a directory");
+    std::fs::write(keys.path().join("jwks.json"), jwt::jwk_set(&[&signer]).to_string()).expect("written");
+    let world = World::start_with(|builder| {
+        let from = json!(["authorization", { "cookie": "access_token" }, "websocket_protocol"]);
+        let jwt = json!({ "from": from, "keys": keys.path().join("jwks.json"), "leeway": "0s" });
+        builder
+            .set("/tenant/sources", json!([{ "jwt": jwt }]))
+            .set("/cors", json!({ "allow_origins": ["https://app.example.com"] }))
+    })
+    .await;
+    let tenant = world.tenant("starter").await;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
+    let token = |seconds: u64| signer.token(&json!({ "tenant_id": tenant, "exp": now + seconds }));
+    let long = token(300);
+    let (cookie, bearer) = (format!("access_token={long}"), format!("Bearer {long}"));
+    let offered = format!("dotmac-license, {long}");
+    let (listed, evil) = (("Origin", "https://app.example.com"), ("Origin", "https://evil.example.com"));
+    for (headers, expected) in [
+        (&[("Cookie", &*cookie), listed][..], 101),
+        // Whatever a cookie is sent for may be another page's doing.
+        (&[("Cookie", &cookie)], 403),
+        (&[("Cookie", &cookie), evil], 403),
+        (&[("Authorization", &bearer)], 101),
+        (&[("Sec-WebSocket-Protocol", &offered), listed], 101),
+        (&[("Sec-WebSocket-Protocol", &offered), evil], 403),
+        (&[("Cookie", "access_token=a.b.c"), listed], 401),
+    ] {
+        let status = match Socket::try_open(&world.proxy, "/license", headers).await {
+            Ok((mut socket, answer)) => {
+                assert_eq!(socket.told().await.1["planTier"], "starter");
+                // The token is never sent back.
+                let expected = headers[0].0.starts_with("Sec-").then_some("dotmac-license");
+                let protocol = answer.headers().get("Sec-WebSocket-Protocol");
+                assert_eq!(protocol.map(|value| value.to_str().expect("text")), expected);
+                101
+            }
+            Err(Error::Http(answer)) => answer.status().as_u16(),
+            Err(error) => panic!("{headers:?}: {error}"),
+        };
+        assert_eq!(status, expected, "{headers:?}");
+    }
+
+    let expires = now + 4;
+    let short = format!("dotmac-license, {}", token(4));
+    let headers = [("Sec-WebSocket-Protocol", &*short), listed];
+    let (mut socket, _) = Socket::try_open(&world.proxy, "/license", &headers).await.expect("101");
+    socket.told().await;
+    assert_eq!(socket.closed().await, 1008);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
+    assert!((expires..expires + 2).contains(&now), "at {now}, not {expires}");
+    assert_eq!(closed(&world.proxy, "expired").await, 1.0);
 }
 
 #[tokio::test]

@@ -62,7 +62,7 @@ pub(super) struct Extend {
     #[arg(long, value_name = "TIME", value_parser = Timestamp::parse)]
     until: Option<Timestamp>,
     /// By how much, as 30d: from its present end, or from now if that has passed
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, visible_alias = "for", value_name = "DURATION")]
     by: Option<Duration>,
     #[command(flatten)]
     who: Who,

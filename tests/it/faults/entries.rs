@@ -9,7 +9,7 @@ use super::{count, listening};
 use crate::harness::{Ask, Load, World};
 
 /// What makes a row unreadable.
-const BROKEN: [&str; 14] = [
+const BROKEN: [&str; 18] = [
     "features = 'null'",
     "features = '[]'",
     "features = '\"crm\"'",
@@ -20,6 +20,10 @@ const BROKEN: [&str; 14] = [
     "features = NULL",
     "usage_limits = NULL",
     "usage_limits = '[]'",
+    "features_until = NULL",
+    "features_until = '[]'",
+    "features_until = '{\"crm\": true}'",
+    "features_until = jsonb_build_object(repeat('x', 1048576), 'infinity')",
     "plan_tier = NULL",
     "valid_from = NULL",
     "valid_until = NULL",
@@ -38,7 +42,8 @@ const ODD: [(&str, u16, u16); 6] = [
 
 /// The table as somebody may have made it by hand.
 const WITHOUT_CONSTRAINTS: &str = "ALTER TABLE tenant_licenses
-    ALTER plan_tier DROP NOT NULL, ALTER features DROP NOT NULL, ALTER usage_limits DROP NOT NULL,
+    ALTER plan_tier DROP NOT NULL, ALTER features DROP NOT NULL, ALTER features_until DROP NOT NULL,
+    ALTER usage_limits DROP NOT NULL,
     ALTER valid_from DROP NOT NULL, ALTER valid_until DROP NOT NULL, ALTER auto_renew DROP NOT NULL";
 
 async fn update(world: &World, tenant: Uuid, set: &str) {
