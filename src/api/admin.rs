@@ -235,8 +235,8 @@ fn holding_of(tenant: TenantId, holding: &Holding) -> Value {
 fn told(told: &Told) -> Value {
     match told {
         Told::Yes => "told".into(),
-        Told::No(why) => format!("not told: {why}").into(),
-        Told::Nobody => "none".into(),
+        Told::No(why) => format!("failed: {why}").into(),
+        Told::Nobody => "not configured".into(),
     }
 }
 

@@ -5,10 +5,9 @@ use clap::{ArgAction, Args};
 use licensing::config::{Config, LicenseSource};
 use licensing::time::Timestamp;
 use serde_json::{Map, Value};
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::progress::Progress;
-use super::{ConfigFile, Failure, start_log, user};
+use super::{ConfigFile, Failure, interrupted, start_log, user};
 use crate::clock::wall_clock;
 use crate::manage::backfill::{Backfill, Counts, Report};
 use crate::stores::{NewLicense, TenantTable};
@@ -137,15 +136,4 @@ fn summary(report: &Report, backfill: &Backfill) -> String {
         text += &format!("\nno UUID, such as: {}", examples.join(", "));
     }
     text
-}
-
-/// Resolves when somebody wants this process to end.
-pub(super) fn interrupted() -> anyhow::Result<impl Future<Output = ()>> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-    })
 }

@@ -4,31 +4,20 @@ use std::time::Duration;
 
 use licensing::tenant::TokenFault;
 use licensing::time::Timestamp;
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
-/// A token's payload.
+/// A token's payload, a JSON object.
+#[derive(Deserialize)]
 pub(super) struct Claims(Map<String, Value>);
 
 impl Claims {
-    /// Read them.
-    ///
-    /// # Errors
-    /// When they are no JSON object.
-    pub(super) fn parse(payload: &[u8]) -> Result<Self, TokenFault> {
-        serde_json::from_slice(payload).map(Self).map_err(|_| TokenFault::Malformed)
-    }
-
     /// Who issued the token.
     pub(super) fn issuer(&self) -> Option<&String> {
         match self.0.get("iss") {
             Some(Value::String(issuer)) => Some(issuer),
             _ => None,
         }
-    }
-
-    /// Whether the token is meant for `audience`, alone or among others.
-    pub(super) fn is_for(&self, audience: &str) -> bool {
-        self.0.get("aud").is_some_and(|claim| holds(claim, |value| value == audience))
     }
 
     /// Whether the token is good at `now`, by a clock that differs from the issuer's by at most `leeway`; until when it is.

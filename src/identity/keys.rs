@@ -2,66 +2,34 @@
 
 use std::collections::HashSet;
 
-use base64::Engine;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use jsonwebtoken::errors::{Error, ErrorKind};
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, OtherKeyParameters, PublicKeyUse};
+use jsonwebtoken::{Algorithm, DecodingKey, DecodingKeyKind, Header, Validation, decode, decode_header};
 use licensing::tenant::TokenFault;
-use ring::hmac;
-use ring::signature::{
-    ECDSA_P256_SHA256_FIXED, ED25519, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents, UnparsedPublicKey,
-};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::jws::Jws;
+use super::claims::Claims;
+use super::provider::{self, significant};
 
 /// The shortest RSA modulus and the longest, in bits; the latter is ring's bound.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
-/// The shortest secret, in bytes: as long as the hash (RFC 7518 section 3.2).
-const MIN_SECRET_BYTES: usize = 32;
-
-/// The length of a coordinate of the curve P-256 and of an Ed25519 key, in bytes.
-const COORDINATE_BYTES: usize = 32;
-
 /// The keys of one issuer; never empty.
 pub(super) struct Keys(Vec<Key>);
 
-struct Key {
-    id: Option<String>,
-    verifier: Verifier,
-}
-
 /// A key together with the one algorithm that it is used for, so that no token can choose another: an RSA key that
 /// everybody knows would make a fine HMAC secret.
-enum Verifier {
-    Hs256(hmac::Key),
-    Rs256 { modulus: Vec<u8>, exponent: Vec<u8> },
-    Es256(UnparsedPublicKey<Vec<u8>>),
-    EdDsa(UnparsedPublicKey<Vec<u8>>),
+struct Key {
+    id: Option<String>,
+    algorithm: Algorithm,
+    key: DecodingKey,
 }
 
 /// A set as it is written. Members that are not known are allowed.
 #[derive(Deserialize)]
 struct JwkSet {
     keys: Vec<Value>,
-}
-
-/// A key as it is written.
-#[derive(Deserialize)]
-struct Jwk {
-    kty: String,
-    kid: Option<String>,
-    alg: Option<String>,
-    #[serde(rename = "use")]
-    usage: Option<String>,
-    key_ops: Option<Vec<String>>,
-    crv: Option<String>,
-    n: Option<String>,
-    e: Option<String>,
-    x: Option<String>,
-    y: Option<String>,
-    k: Option<String>,
-    d: Option<serde::de::IgnoredAny>,
 }
 
 impl Keys {
@@ -72,144 +40,157 @@ impl Keys {
     /// A sentence, when the text is no JWK set, when a key is damaged, weak, private or named like another, or when none is
     /// left.
     pub(super) fn parse(text: &[u8]) -> Result<Self, String> {
+        provider::install();
         let set: JwkSet = serde_json::from_slice(text).map_err(|error| format!("is no JWK set (RFC 7517): {error}"))?;
         let mut keys = Vec::new();
-        for (i, key) in set.keys.into_iter().enumerate() {
-            let key: Jwk = serde_json::from_value(key).map_err(|error| format!("keys[{i}] is no JWK: {error}"))?;
-            let verifier = key.verifier().map_err(|why| format!("keys[{i}] {why}"))?;
-            keys.extend(verifier.map(|verifier| Key { id: key.kid, verifier }));
+        for (i, jwk) in set.keys.into_iter().enumerate() {
+            keys.extend(Key::parse(jwk).map_err(|why| format!("keys[{i}] {why}"))?);
         }
         let mut ids = HashSet::new();
-        if let Some(id) = keys.iter().filter_map(|key| key.id.as_ref()).find(|id| !ids.insert(*id)) {
+        if let Some(id) = keys.iter().filter_map(|key: &Key| key.id.as_ref()).find(|id| !ids.insert(*id)) {
             return Err(format!("two keys have the kid {id:?}: a token could mean either"));
         }
         if keys.is_empty() {
-            return Err("has no key for signatures by HS256, RS256, ES256 or EdDSA".to_owned());
+            return Err("has no key for signatures that can be verified here".to_owned());
         }
         Ok(Self(keys))
     }
 
-    /// Check a token's signature.
+    /// What a token claims whose signature is right, and which is for `audience`, if one is given. Its times are not looked
+    /// at: the library would go by a clock of its own.
     ///
     /// # Errors
-    /// When no key made it, or when it can't be told which key should have.
-    pub(super) fn verify(&self, jws: &Jws<'_>) -> Result<(), TokenFault> {
-        let key = self.key_for(jws).ok_or(TokenFault::Untrusted)?;
-        key.verifier.verify(jws.signed(), jws.signature()).map_err(|_| TokenFault::Untrusted)
+    /// When no key made the signature, when it can't be told which key should have, or when the token can't be read.
+    pub(super) fn verify(&self, token: &[u8], audience: Option<&str>) -> Result<Claims, TokenFault> {
+        let header = decode_header(token).map_err(|error| header_fault(&error))?;
+        if header.crit.is_some() {
+            return Err(TokenFault::Malformed);
+        }
+        let key = self.key_for(&header).ok_or(TokenFault::Untrusted)?;
+        let mut validation = Validation::new(key.algorithm);
+        validation.validate_exp = false;
+        validation.validate_aud = audience.is_some();
+        validation.set_audience(audience.as_slice());
+        validation.set_required_spec_claims(audience.map(|_| "aud").as_slice());
+        let token = decode(token, &key.key, &validation).map_err(|error| match error.kind() {
+            ErrorKind::InvalidSignature => TokenFault::Untrusted,
+            ErrorKind::InvalidAudience | ErrorKind::MissingRequiredClaim(_) => TokenFault::WrongAudience,
+            _ => TokenFault::Malformed,
+        })?;
+        Ok(token.claims)
     }
 
     /// The key that a token names, or the only one that may be meant. In either case its own algorithm is the token's.
-    fn key_for(&self, jws: &Jws<'_>) -> Option<&Key> {
-        let fitting = || self.0.iter().filter(|key| key.verifier.is_for(jws.algorithm()));
-        let named = |key: &&Key| key.id.is_some() && key.id.as_deref() == jws.key_id();
+    fn key_for(&self, header: &Header) -> Option<&Key> {
+        let fitting = || self.0.iter().filter(|key| key.algorithm == header.alg);
+        let named = |key: &&Key| key.id.is_some() && key.id == header.kid;
         if let Some(key) = fitting().find(named) {
             return Some(key);
         }
-        let mut unnamed = fitting().filter(|key| key.id.is_none() || jws.key_id().is_none());
+        let mut unnamed = fitting().filter(|key| key.id.is_none() || header.kid.is_none());
         let only = unnamed.next();
         only.filter(|_| unnamed.next().is_none())
     }
 }
 
-impl Jwk {
-    /// `None` for a key that is not for signatures, or for those of another algorithm.
-    fn verifier(&self) -> Result<Option<Verifier>, String> {
-        let verifies = |operations: &Vec<String>| operations.iter().any(|operation| operation == "verify");
-        let is_usable =
-            self.usage.as_deref().is_none_or(|usage| usage == "sig") && self.key_ops.as_ref().is_none_or(verifies);
-        let algorithm = self.alg.as_deref();
-        let verifier = match (self.kty.as_str(), self.crv.as_deref()) {
-            _ if !is_usable => None,
-            ("oct", _) if algorithm.is_none_or(|name| name == "HS256") => Some(self.secret()?),
-            ("RSA", _) if algorithm.is_none_or(|name| name == "RS256") => Some(self.rsa()?),
-            ("EC", Some("P-256")) if algorithm.is_none_or(|name| name == "ES256") => Some(self.p256()?),
-            ("OKP", Some("Ed25519")) if algorithm.is_none_or(is_eddsa) => Some(self.ed25519()?),
-            _ => None,
-        };
-        if self.d.is_some() && verifier.is_some() {
+impl Key {
+    /// `None` for a key that is not for signatures, or for those of an algorithm that is not known here.
+    fn parse(jwk: Value) -> Result<Option<Self>, String> {
+        // The library's type has no place for it.
+        let is_private = jwk.get("d").is_some();
+        let jwk: Jwk = serde_json::from_value(jwk).map_err(|error| format!("is no JWK: {error}"))?;
+        let Some(algorithm) = algorithm(&jwk)? else { return Ok(None) };
+        let key = DecodingKey::from_jwk(&jwk).map_err(|error| format!("is damaged: {error}"))?;
+        check_strength(&key, algorithm)?;
+        if is_private {
             return Err("is a private key: whoever reads this file could sign tokens; give the public part".to_owned());
         }
-        Ok(verifier)
-    }
-
-    fn secret(&self) -> Result<Verifier, String> {
-        let secret = bytes("k", self.k.as_deref())?;
-        if secret.len() < MIN_SECRET_BYTES {
-            return Err(format!("is a secret of {} bytes: at least {MIN_SECRET_BYTES} are needed", secret.len()));
-        }
-        Ok(Verifier::Hs256(hmac::Key::new(hmac::HMAC_SHA256, &secret)))
-    }
-
-    fn rsa(&self) -> Result<Verifier, String> {
-        let (modulus, exponent) = (integer("n", self.n.as_deref())?, integer("e", self.e.as_deref())?);
-        let bits = modulus.len() * 8 - modulus.first().map_or(0, |byte| byte.leading_zeros() as usize);
-        if !RSA_BITS.contains(&bits) {
-            let (least, most) = (RSA_BITS.start(), RSA_BITS.end());
-            return Err(format!("is an RSA key of {bits} bits: expected {least} to {most}"));
-        }
-        if matches!(*exponent, [] | [0..=2]) || exponent.last().is_some_and(|byte| byte % 2 == 0) {
-            return Err("has an exponent `e` that RSA can't have".to_owned());
-        }
-        Ok(Verifier::Rs256 { modulus, exponent })
-    }
-
-    fn p256(&self) -> Result<Verifier, String> {
-        // SEC 1 section 2.3.3: an uncompressed point begins with 4.
-        let mut point = vec![4];
-        point.extend(coordinate("x", self.x.as_deref())?);
-        point.extend(coordinate("y", self.y.as_deref())?);
-        Ok(Verifier::Es256(UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point)))
-    }
-
-    fn ed25519(&self) -> Result<Verifier, String> {
-        Ok(Verifier::EdDsa(UnparsedPublicKey::new(&ED25519, coordinate("x", self.x.as_deref())?)))
+        Ok(Some(Self { id: jwk.common.key_id, algorithm, key }))
     }
 }
 
-impl Verifier {
-    fn is_for(&self, algorithm: &str) -> bool {
-        match self {
-            Self::Hs256(_) => algorithm == "HS256",
-            Self::Rs256 { .. } => algorithm == "RS256",
-            Self::Es256(_) => algorithm == "ES256",
-            Self::EdDsa(_) => is_eddsa(algorithm),
-        }
+/// The algorithm that a key is for: the one that it names, or the usual one of its type.
+fn algorithm(jwk: &Jwk) -> Result<Option<Algorithm>, String> {
+    use Algorithm::{ES256, ES384, EdDSA, HS256, HS384, HS512, PS256, PS384, PS512, RS256, RS384, RS512};
+
+    let usage = jwk.common.public_key_use.as_ref();
+    let operations = jwk.common.key_operations.as_ref();
+    if usage.is_some_and(|usage| *usage != PublicKeyUse::Signature)
+        || operations.is_some_and(|operations| !operations.contains(&KeyOperations::Verify))
+    {
+        return Ok(None);
     }
-
-    fn verify(&self, signed: &[u8], signature: &[u8]) -> Result<(), ring::error::Unspecified> {
-        match self {
-            Self::Hs256(secret) => hmac::verify(secret, signed, signature),
-            Self::Rs256 { modulus, exponent } => RsaPublicKeyComponents { n: modulus, e: exponent }.verify(
-                &RSA_PKCS1_2048_8192_SHA256,
-                signed,
-                signature,
-            ),
-            Self::Es256(key) | Self::EdDsa(key) => key.verify(signed, signature),
+    let possible: &[Algorithm] = match &jwk.algorithm {
+        AlgorithmParameters::OctetKey(_) => &[HS256, HS384, HS512],
+        AlgorithmParameters::RSA(_) => &[RS256, RS384, RS512, PS256, PS384, PS512],
+        AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P256 => &[ES256],
+        AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P384 => &[ES384],
+        AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => &[EdDSA],
+        AlgorithmParameters::Other(key) if is_incomplete(key) => {
+            return Err("lacks a member that a key of its type has, or has one that is no text".to_owned());
         }
+        _ => &[],
+    };
+    Ok(match jwk.common.key_algorithm {
+        None => possible.first().copied(),
+        Some(named) => Algorithm::try_from(named).ok().filter(|named| possible.contains(named)),
+    })
+}
+
+/// Whether a key that the library does not know is one of those that it should, were it whole.
+fn is_incomplete(key: &OtherKeyParameters) -> bool {
+    let member = |name| key.fields.get(name).and_then(Value::as_str);
+    match member("kty") {
+        None | Some("oct" | "RSA") => true,
+        Some("EC" | "OKP") => matches!(member("crv"), None | Some("P-256" | "P-384" | "Ed25519")),
+        Some(_) => false,
     }
 }
 
-/// By its old name (RFC 8037) or by its new one (RFC 9864).
-fn is_eddsa(algorithm: &str) -> bool {
-    matches!(algorithm, "EdDSA" | "Ed25519")
+/// What the library asks of no key: that it is as long as it has to be.
+fn check_strength(key: &DecodingKey, algorithm: Algorithm) -> Result<(), String> {
+    let bytes = match key.kind() {
+        DecodingKeyKind::RsaModulusExponent { n, e } => return check_rsa(significant(n), significant(e)),
+        DecodingKeyKind::SecretOrDer(bytes) => bytes.len(),
+    };
+    let secret = |least| match bytes {
+        bytes if bytes < least => Err(format!("is a secret of {bytes} bytes: at least {least} are needed")),
+        _ => Ok(()),
+    };
+    let point = |expected| match bytes {
+        bytes if bytes != expected => Err(format!("is a point of {bytes} bytes: expected {expected}")),
+        _ => Ok(()),
+    };
+    match algorithm {
+        // As long as the hash: RFC 7518 section 3.2.
+        Algorithm::HS256 => secret(32),
+        Algorithm::HS384 => secret(48),
+        Algorithm::HS512 => secret(64),
+        // Both coordinates and the byte before them: SEC 1 section 2.3.3.
+        Algorithm::ES256 => point(1 + 32 + 32),
+        Algorithm::ES384 => point(1 + 48 + 48),
+        Algorithm::EdDSA => point(32),
+        _ => Ok(()),
+    }
 }
 
-fn bytes(member: &str, value: Option<&str>) -> Result<Vec<u8>, String> {
-    let value = value.ok_or_else(|| format!("has no `{member}`"))?;
-    BASE64_URL_SAFE_NO_PAD.decode(value).map_err(|error| format!("has a damaged `{member}`: {error}"))
+fn check_rsa(modulus: &[u8], exponent: &[u8]) -> Result<(), String> {
+    let bits = modulus.len() * 8 - modulus.first().map_or(0, |byte| byte.leading_zeros() as usize);
+    if !RSA_BITS.contains(&bits) {
+        let (least, most) = (RSA_BITS.start(), RSA_BITS.end());
+        return Err(format!("is an RSA key of {bits} bits: expected {least} to {most}"));
+    }
+    if matches!(exponent, [] | [0..=2]) || exponent.last().is_some_and(|byte| byte % 2 == 0) {
+        return Err("has an exponent `e` that RSA can't have".to_owned());
+    }
+    Ok(())
 }
 
-/// An unsigned integer, its first byte not zero.
-fn integer(member: &str, value: Option<&str>) -> Result<Vec<u8>, String> {
-    let bytes = bytes(member, value)?;
-    let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
-    Ok(bytes[zeros..].to_vec())
-}
-
-fn coordinate(member: &str, value: Option<&str>) -> Result<Vec<u8>, String> {
-    let bytes = bytes(member, value)?;
-    match bytes.len() {
-        COORDINATE_BYTES => Ok(bytes),
-        other => Err(format!("has a `{member}` of {other} bytes: expected {COORDINATE_BYTES}")),
+/// The library reads no header that names an algorithm that it does not know, such as `none`: what is JSON, but not of its
+/// kind, is signed by none of our keys.
+fn header_fault(error: &Error) -> TokenFault {
+    match error.kind() {
+        ErrorKind::Json(error) if error.is_data() => TokenFault::Untrusted,
+        _ => TokenFault::Malformed,
     }
 }

@@ -81,8 +81,26 @@ const BEGIN_READING: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SE
 const BEGIN_WRITING: &str = "BEGIN; SET LOCAL TimeZone = 'UTC'";
 
 /// A table without a key on `tenant_id` is refused (by 42P10): nothing else keeps a second row of a tenant out.
-const ADD: &str = "INSERT INTO tenant_licenses (tenant_id, plan_tier, features, usage_limits, valid_until, auto_renew) \
-     SELECT id, $2, $3::jsonb, $4::jsonb, $5::timestamptz, $6 FROM unnest($1) AS list (id) \
+///
+/// Add-ons survive the rollback that drops the licences, so whoever has some that are in force gets them as well, as
+/// `Command::Reapply` would work them in: their features, their ends where the plan has not got the feature, and their limits.
+const ADD: &str = "INSERT INTO tenant_licenses \
+     (tenant_id, plan_tier, features, features_until, usage_limits, valid_until, auto_renew) \
+     SELECT id, $2, $3::jsonb || coalesce(added, '{}'), coalesce(ends, '{}'), $4::jsonb || coalesce(limits, '{}'), \
+            $5::timestamptz, $6 \
+       FROM unnest($1) AS list (id) LEFT JOIN LATERAL ( \
+         SELECT jsonb_object_agg(feature, true) AS added, \
+                jsonb_object_agg(feature, to_char(valid_until, 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')) \
+                  FILTER (WHERE valid_until < '10000-01-01' AND NOT $3::jsonb ? feature) AS ends, \
+                jsonb_object_agg(feature, own_limit) FILTER (WHERE own_limit IS NOT NULL) AS limits \
+           FROM (SELECT feature::text, valid_until, CASE \
+                          WHEN $4::jsonb ? feature THEN greatest(($4::jsonb ->> feature)::numeric + coalesce(limit_delta, 0), 0) \
+                          WHEN $3::jsonb ? feature THEN NULL \
+                          WHEN limit_delta < 0 THEN 0 \
+                          ELSE limit_delta END \
+                   FROM tenant_addons \
+                  WHERE tenant_id = id AND valid_until > timezone('utc', now())) AS addon (feature, valid_until, own_limit) \
+       ) AS addons ON true \
      ON CONFLICT (tenant_id) DO NOTHING";
 
 const COUNT_LICENSED: &str = "SELECT count(DISTINCT tenant_id) FROM tenant_licenses WHERE tenant_id = ANY($1)";

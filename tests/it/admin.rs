@@ -438,7 +438,7 @@ async fn what_it_works_on() {
     let body = json!({ "plan": "professional", "reason": "a demo" }).to_string();
     let answer = send(address, "PUT", &format!("/admin/license/{tenant}"), &headers, &body).await;
     assert_eq!((answer.status, get(&proxy, "/api/v1/crm", tenant).await.status), (200, 200), "{}", answer.text());
-    assert_eq!(answer.json()["redis"], "none");
+    assert_eq!(answer.json()["redis"], "not configured");
     drop(proxy);
 
     let world = World::start().await;

@@ -362,3 +362,36 @@ async fn a_running_proxy_notices() {
     println!("noticed within {:?}", begun.elapsed());
     assert_eq!(get(&world.proxy, "/api/v1/crm", old).await.status, 402);
 }
+
+/// Add-ons outlive a rollback that drops the licences: who gets a licence anew has them again, by the rules of every other
+/// managed write.
+#[tokio::test]
+async fn add_ons_that_are_in_force_are_part_of_it() {
+    let mut site = Site::new(&many(3)).await;
+    site.builder = site.builder.set("/plans/1/limits", json!({ "crm": 100, "tickets": 10 }));
+    site.database
+        .execute(
+            "INSERT INTO tenant_addons (tenant_id, feature, limit_delta, valid_until)
+             SELECT id, feature, delta, valid_until FROM (SELECT id FROM tenants LIMIT 1) AS one, (VALUES
+               ('fieldops', 7::bigint, 'infinity'::timestamp), ('sms', NULL, '2099-01-01 10:00:00.5'), ('fax', -3, 'infinity'),
+               ('crm', 50, '2099-01-01'), ('tickets', -20, 'infinity'), ('projects', 5, 'infinity'), ('ended', 5, '2020-01-01')
+             ) AS addon (feature, delta, valid_until)",
+        )
+        .await;
+    site.succeed(&["--valid-until", "never"]).await;
+    let row = "SELECT jsonb_build_array(features, features_until, usage_limits) FROM tenant_licenses
+                WHERE tenant_id = (SELECT min(tenant_id::text)::uuid FROM tenant_addons)";
+    let row: Value = serde_json::from_str(&site.database.value(row).await.expect("a row")).expect("JSON");
+    let features = ["analytics", "crm", "fax", "fieldops", "projects", "sms", "tickets"];
+    let features: serde_json::Map<_, _> = features.iter().map(|feature| ((*feature).to_owned(), json!(true))).collect();
+    let limits = json!({ "crm": 150, "tickets": 0, "fieldops": 7, "fax": 0 });
+    assert_eq!(row, json!([features, { "sms": "2099-01-01T10:00:00.500000Z" }, limits]));
+    assert_eq!(site.count("tenant_licenses WHERE features_until = '{}'").await, 2, "the others have none");
+
+    let revisions = "SELECT string_agg(tenant_id || ':' || revision, ' ' ORDER BY tenant_id) FROM tenant_licenses";
+    let before = site.database.value(revisions).await;
+    let reapply = ["license", "reapply-plan", "--plan", "professional", "--reason", "to see", "--actor", "ops"];
+    let reapplied = site.builder.run(&reapply).await;
+    assert_eq!(reapplied.status.code(), Some(0), "{reapplied:?}");
+    assert_eq!(site.database.value(revisions).await, before, "to apply the plan again changes nothing");
+}

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::harness::proxy::Ended;
 use crate::harness::world::get;
-use crate::harness::{Database, License, Postgres, Proxy, ProxyBuilder, World};
+use crate::harness::{Database, License, Pooler, Postgres, Proxy, ProxyBuilder, World};
 
 /// A migrated database and the command's configuration.
 struct Site {
@@ -334,4 +334,39 @@ async fn what_has_ended_is_cleared_away() {
     let audit =
         format!("SELECT action || ' ' || actor || ' ' || outcome FROM license_audit WHERE tenant_id = '{alone}'");
     assert_eq!(site.database.value(&audit).await.as_deref(), Some("addon_ended cron applied"));
+}
+
+/// Where a pooler lends connections a transaction at a time, the server is in another time zone, and columns have one.
+#[tokio::test]
+async fn through_a_pooler_and_in_any_time_zone() {
+    let mut site = Site::new().await;
+    let tenant = site.license("2 hours", "true").await;
+    let end = format!(
+        "SELECT extract(epoch FROM valid_until AT TIME ZONE 'UTC') FROM tenant_licenses WHERE tenant_id = '{tenant}'"
+    );
+    let before: f64 = site.database.value(&end).await.and_then(|end| end.parse().ok()).expect("a number");
+    site.database
+        .execute(&format!(
+            "ALTER TABLE tenant_licenses ALTER valid_until TYPE timestamptz USING valid_until AT TIME ZONE 'UTC';
+             ALTER DATABASE {} SET timezone = 'Asia/Tokyo'",
+            site.database.name()
+        ))
+        .await;
+    let pooler = Pooler::start(&site.database, 1).await;
+    site.builder = site.builder.env("DATABASE_URL", pooler.url(&site.database));
+    assert_eq!(site.succeed(&[]).await, "1 renewed by 30d\n");
+    assert_eq!(site.succeed(&[]).await, "0 renewed by 30d\n");
+    let end = format!("SELECT extract(epoch FROM valid_until) FROM tenant_licenses WHERE tenant_id = '{tenant}'");
+    let after: f64 = site.database.value(&end).await.and_then(|end| end.parse().ok()).expect("a number");
+    assert!((after - before - 30.0 * 86_400.0).abs() < 1e-3, "{before} {after}");
+}
+
+#[tokio::test]
+async fn programs_read_it_as_json() {
+    let site = Site::new().await;
+    site.license("2 hours", "true").await;
+    site.license("-80 hours", "true").await;
+    let told: Value = serde_json::from_str(&site.succeed(&["-o", "json"]).await).expect("JSON");
+    let expected = json!({ "renewed": 1, "lapsed": 1, "left": 0, "tidied": 0, "unreadable": 0, "interrupted": false });
+    assert_eq!(told, expected);
 }

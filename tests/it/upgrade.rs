@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use crate::harness::world::get;
-use crate::harness::{License, Proxy, ProxyBuilder, RawClient, RawResponse, World, client};
+use crate::harness::{License, Proxy, ProxyBuilder, RawClient, RawResponse, Signer, World, client, jwt};
 
 const UPGRADE: &str = "/api/v1/license/upgrade";
 
@@ -92,6 +92,60 @@ async fn the_next_request_on_any_connection_is_a_200() {
     let shown = world.get("/license", tenant).await;
     assert_eq!(shown.json(), license, "what is answered is the licence as it is shown");
     assert_eq!(audit(&world, tenant).await, [("upgrade".to_owned(), "applied".to_owned())]);
+}
+
+/// The role is a claim of the token that names the tenant, and the audit names whom it is about. A browser sends cookies for any
+/// page, so that with them the page has to be one of ours.
+#[tokio::test]
+async fn a_token_says_who_may() {
+    const APP: &str = "https://app.example.com";
+    let signer = Signer::new("ES256", "k");
+    let keys = tempfile::tempdir().expect("a directory");
+    let file = keys.path().join("jwks.json");
+    std::fs::write(&file, jwt::jwk_set(&[&signer]).to_string()).expect("written");
+    let world = World::start_with(|builder| {
+        let jwt = json!({ "from": ["authorization", { "cookie": "access_token" }], "keys": file });
+        builder
+            .set("/tenant/sources/-", json!({ "jwt": jwt }))
+            .set("/upgrade", json!({ "allow": { "jwt": { "claim": "role", "values": ["owner"] } } }))
+            .set("/cors", json!({ "allow_origins": [APP], "allow_credentials": true }))
+    })
+    .await;
+    let tenant = world.tenant("starter").await;
+    let token = |role: Value| {
+        let claims = json!({ "sub": "user-1", "exp": 4_102_444_800_u64, "tenant_id": tenant, "role": role });
+        signer.token(&claims)
+    };
+    let (owner, member) = (token(json!("owner")), token(json!(["member", "Owner"])));
+    let carriers = |token: &str| {
+        [("Authorization", format!("Bearer {token}")), ("Cookie", format!("theme=dark; access_token={token}"))]
+    };
+    let ([owner, owner_cookie], [member, member_cookie]) = (carriers(&owner), carriers(&member));
+    let (ours, evil) = (Some(APP), Some("https://evil.example.com"));
+    let expected = [
+        (&member, None, "professional", 403, "not_allowed"),
+        (&member_cookie, ours, "professional", 403, "not_allowed"),
+        (&owner_cookie, evil, "professional", 403, "origin_not_allowed"),
+        (&owner_cookie, Some("null"), "professional", 403, "origin_not_allowed"),
+        (&owner_cookie, None, "professional", 403, "origin_not_allowed"),
+        (&owner, None, "professional", 200, ""),
+        (&owner_cookie, ours, "enterprise", 200, ""),
+    ];
+    for ((name, value), origin, plan, status, reason) in expected {
+        let mut headers = vec![(*name, value.as_str()), ("Content-Type", "application/json")];
+        // What a header says of the role is nobody's word here.
+        headers.push(("X-User-Role", "owner"));
+        headers.extend(origin.map(|origin| ("Origin", origin)));
+        let answer = post(&world.proxy, UPGRADE, &headers, &json!({ "new_plan": plan }).to_string()).await;
+        let said = answer.json();
+        assert_eq!(answer.status, status, "{name} {origin:?}: {}", answer.text());
+        assert_eq!(said["reason"].as_str().unwrap_or_default(), reason, "{name} {origin:?}");
+    }
+    let client = world.database.connect().await;
+    let sql = "SELECT actor FROM license_audit WHERE tenant_id = $1";
+    let rows = client.query(sql, &[&tenant]).await.expect("the audit is there");
+    let actors: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    assert_eq!(actors, ["user-1", "user-1"]);
 }
 
 #[tokio::test]

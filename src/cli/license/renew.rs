@@ -7,8 +7,7 @@ use licensing::config::{Duration, LicenseSource};
 use licensing::renewal::{Due, Period};
 
 use super::Common;
-use crate::cli::backfill::interrupted;
-use crate::cli::{Failure, user};
+use crate::cli::{Failure, interrupted, user};
 use crate::clock::wall_clock;
 use crate::manage::renew::{Renew, Renewal};
 use crate::server;

@@ -5,7 +5,9 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use ring::rand::SystemRandom;
 use ring::rsa::{KeyPairComponents, PublicKeyComponents};
 use ring::signature::{
-    ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256, RsaKeyPair,
+    ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm,
+    Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256, RSA_PKCS1_SHA384, RSA_PKCS1_SHA512, RSA_PSS_SHA256, RSA_PSS_SHA384,
+    RSA_PSS_SHA512, RsaEncoding, RsaKeyPair,
 };
 use ring::{hmac, rand};
 use serde_json::{Value, json};
@@ -33,65 +35,58 @@ const QI: &str = "IYd7DHOhrWvxkwPQsRM2tOgrjbcrfvtQJipd-DlcxyVuuM9sQLdgjVk2oy26F0
 /// A key that signs tokens.
 pub(crate) struct Signer {
     id: String,
+    algorithm: &'static str,
     key: Key,
 }
 
 enum Key {
-    Hs256(Vec<u8>),
-    Rs256(Box<RsaKeyPair>),
-    Es256(Box<EcdsaKeyPair>),
-    EdDsa(Box<Ed25519KeyPair>),
+    Secret(hmac::Algorithm, Vec<u8>),
+    Rsa(&'static dyn RsaEncoding, Box<RsaKeyPair>),
+    Ec(&'static str, Box<EcdsaKeyPair>),
+    Ed(Box<Ed25519KeyPair>),
 }
 
 impl Signer {
-    /// A new key for one of HS256, RS256 (always the same one), ES256 and EdDSA.
-    pub(crate) fn new(algorithm: &str, id: &str) -> Signer {
-        let random = SystemRandom::new();
+    /// A new key for this algorithm (RFC 7518 section 3.1, RFC 8037); those of RSA have always the same one.
+    pub(crate) fn new(algorithm: &'static str, id: &str) -> Signer {
         let key = match algorithm {
-            "HS256" => Key::Hs256(rand::generate::<[u8; 32]>(&random).expect("random bytes").expose().to_vec()),
-            "RS256" => {
-                let public_key = PublicKeyComponents { n: decode(N), e: decode("AQAB") };
-                let [d, p, q] = [D, P, Q].map(decode);
-                let (dp, dq, inverse) = (decode(DP), decode(DQ), decode(QI));
-                let components = KeyPairComponents { public_key, d, p, q, dP: dp, dQ: dq, qInv: inverse };
-                Key::Rs256(Box::new(RsaKeyPair::from_components(&components).expect("an RSA key")))
-            }
-            "ES256" => {
-                let algorithm = &ECDSA_P256_SHA256_FIXED_SIGNING;
-                let key = EcdsaKeyPair::generate_pkcs8(algorithm, &random).expect("an EC key");
-                Key::Es256(Box::new(EcdsaKeyPair::from_pkcs8(algorithm, key.as_ref(), &random).expect("an EC key")))
-            }
+            "HS256" => Key::secret(hmac::HMAC_SHA256),
+            "HS384" => Key::secret(hmac::HMAC_SHA384),
+            "HS512" => Key::secret(hmac::HMAC_SHA512),
+            "RS256" => Key::rsa(&RSA_PKCS1_SHA256),
+            "RS384" => Key::rsa(&RSA_PKCS1_SHA384),
+            "RS512" => Key::rsa(&RSA_PKCS1_SHA512),
+            "PS256" => Key::rsa(&RSA_PSS_SHA256),
+            "PS384" => Key::rsa(&RSA_PSS_SHA384),
+            "PS512" => Key::rsa(&RSA_PSS_SHA512),
+            "ES256" => Key::ec("P-256", &ECDSA_P256_SHA256_FIXED_SIGNING),
+            "ES384" => Key::ec("P-384", &ECDSA_P384_SHA384_FIXED_SIGNING),
             "EdDSA" => {
-                let key = Ed25519KeyPair::generate_pkcs8(&random).expect("an Ed25519 key");
-                Key::EdDsa(Box::new(Ed25519KeyPair::from_pkcs8(key.as_ref()).expect("an Ed25519 key")))
+                let key = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).expect("an Ed25519 key");
+                Key::Ed(Box::new(Ed25519KeyPair::from_pkcs8(key.as_ref()).expect("an Ed25519 key")))
             }
             other => panic!("{other} is none of them"),
         };
-        Signer { id: id.to_owned(), key }
+        Signer { id: id.to_owned(), algorithm, key }
     }
 
     pub(crate) fn algorithm(&self) -> &'static str {
-        match &self.key {
-            Key::Hs256(_) => "HS256",
-            Key::Rs256(_) => "RS256",
-            Key::Es256(_) => "ES256",
-            Key::EdDsa(_) => "EdDSA",
-        }
+        self.algorithm
     }
 
     /// What verifies its tokens.
     pub(crate) fn jwk(&self) -> Value {
         let mut jwk = match &self.key {
-            Key::Hs256(secret) => json!({ "kty": "oct", "k": encode(secret) }),
-            Key::Rs256(_) => json!({ "kty": "RSA", "n": N, "e": "AQAB" }),
-            Key::Es256(pair) => {
-                let point = pair.public_key().as_ref();
-                json!({ "kty": "EC", "crv": "P-256", "x": encode(&point[1..33]), "y": encode(&point[33..]) })
+            Key::Secret(_, secret) => json!({ "kty": "oct", "k": encode(secret) }),
+            Key::Rsa(..) => json!({ "kty": "RSA", "n": N, "e": "AQAB" }),
+            Key::Ec(curve, pair) => {
+                let (x, y) = pair.public_key().as_ref()[1..].split_at(pair.public_key().as_ref().len() / 2);
+                json!({ "kty": "EC", "crv": curve, "x": encode(x), "y": encode(y) })
             }
-            Key::EdDsa(pair) => json!({ "kty": "OKP", "crv": "Ed25519", "x": encode(pair.public_key().as_ref()) }),
+            Key::Ed(pair) => json!({ "kty": "OKP", "crv": "Ed25519", "x": encode(pair.public_key().as_ref()) }),
         };
         jwk["kid"] = self.id.as_str().into();
-        jwk["alg"] = self.algorithm().into();
+        jwk["alg"] = self.algorithm.into();
         jwk
     }
 
@@ -106,16 +101,37 @@ impl Signer {
         let random = SystemRandom::new();
         let message = signed.as_bytes();
         let signature = match &self.key {
-            Key::Hs256(secret) => hmac_sha256(secret, message),
-            Key::Rs256(pair) => {
+            Key::Secret(hash, secret) => hmac::sign(&hmac::Key::new(*hash, secret), message).as_ref().to_vec(),
+            Key::Rsa(encoding, pair) => {
                 let mut signature = vec![0; pair.public().modulus_len()];
-                pair.sign(&RSA_PKCS1_SHA256, &random, message, &mut signature).expect("signed");
+                pair.sign(*encoding, &random, message, &mut signature).expect("signed");
                 signature
             }
-            Key::Es256(pair) => pair.sign(&random, message).expect("signed").as_ref().to_vec(),
-            Key::EdDsa(pair) => pair.sign(message).as_ref().to_vec(),
+            Key::Ec(_, pair) => pair.sign(&random, message).expect("signed").as_ref().to_vec(),
+            Key::Ed(pair) => pair.sign(message).as_ref().to_vec(),
         };
         format!("{signed}.{}", encode(signature))
+    }
+}
+
+impl Key {
+    fn secret(hash: hmac::Algorithm) -> Key {
+        let secret = rand::generate::<[u8; 64]>(&SystemRandom::new()).expect("random bytes").expose();
+        Key::Secret(hash, secret[..hash.digest_algorithm().output_len()].to_vec())
+    }
+
+    fn rsa(encoding: &'static dyn RsaEncoding) -> Key {
+        let public_key = PublicKeyComponents { n: decode(N), e: decode("AQAB") };
+        let [d, p, q] = [D, P, Q].map(decode);
+        let (dp, dq, inverse) = (decode(DP), decode(DQ), decode(QI));
+        let components = KeyPairComponents { public_key, d, p, q, dP: dp, dQ: dq, qInv: inverse };
+        Key::Rsa(encoding, Box::new(RsaKeyPair::from_components(&components).expect("an RSA key")))
+    }
+
+    fn ec(curve: &'static str, algorithm: &'static EcdsaSigningAlgorithm) -> Key {
+        let random = SystemRandom::new();
+        let key = EcdsaKeyPair::generate_pkcs8(algorithm, &random).expect("an EC key");
+        Key::Ec(curve, Box::new(EcdsaKeyPair::from_pkcs8(algorithm, key.as_ref(), &random).expect("an EC key")))
     }
 }
 
@@ -132,6 +148,6 @@ pub(crate) fn encode(bytes: impl AsRef<[u8]>) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(bytes)
 }
 
-fn decode(text: &str) -> Vec<u8> {
+pub(crate) fn decode(text: &str) -> Vec<u8> {
     BASE64_URL_SAFE_NO_PAD.decode(text).expect("base64url")
 }

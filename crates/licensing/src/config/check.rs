@@ -214,6 +214,10 @@ impl Checker<'_, '_> {
         match &upgrade.allow {
             UpgradeAllow { header: Some(name), values: Some(values), jwt: None } if !values.is_empty() => {
                 self.believed_header(&at!["upgrade", "allow", "header"], name);
+                if self.config.tenant.sources.contains(&TenantSource::Header(name.clone())) {
+                    let message = format!("{name} names the tenant: expected a header that names a role");
+                    self.error(&at!["upgrade", "allow", "header"], message);
+                }
             }
             UpgradeAllow { header: None, values: None, jwt: Some(jwt) } if !jwt.values.is_empty() => {
                 if self.config.tenant.tokens().next().is_none() {

@@ -50,7 +50,7 @@ pub struct Jwt {
     /// The claim that names the tenant; dots lead into claims that are objects. Default: tenant_id.
     #[serde(default = "tenant_id")]
     pub claim: String,
-    /// A file of keys as a JWK set (RFC 7517), relative to the configuration file: HS256, RS256, ES256 and EdDSA.
+    /// A file of keys as a JWK set (RFC 7517), relative to the configuration file: for HMAC, RSA, ECDSA and EdDSA.
     pub keys: PathBuf,
     /// The issuer whose tokens these are; other issuers' are left to the backend. Default: every token is ours.
     #[serde(default, skip_serializing_if = "Option::is_none")]

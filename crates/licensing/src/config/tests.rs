@@ -343,6 +343,10 @@ const CHANGES: &[Case] = &[
             "11:1: error: usage: `usage` is not built in this version (counting requests); remove the key",
         ],
     ),
+    (
+        &["upgrade: { allow: { header: x-tenant-id, values: [owner] } }"],
+        &["8:29: error: upgrade.allow.header: x-tenant-id names the tenant: expected a header that names a role"],
+    ),
     (&["api: { paths: [], websocket: [] }"], &[]),
     (
         &[
