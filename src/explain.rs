@@ -17,7 +17,7 @@ use serde_json::Value;
 use crate::clock::wall_clock;
 use crate::gate::{Gate, Identity, Policy, Ruling};
 use crate::metrics::Outcome;
-use crate::proxy::Snapshots;
+use crate::proxy::{Snapshot, Snapshots};
 
 /// The request that is asked about.
 #[derive(Clone, Debug)]
@@ -40,9 +40,9 @@ pub(crate) struct Explainer {
 /// What becomes of a request, and why.
 #[derive(Debug, Serialize)]
 pub(crate) struct Explanation {
-    /// As the access log writes it.
+    /// As metrics and log write it.
     decision: &'static str,
-    /// The status of our answer; none where the request goes on.
+    /// The status of our refusal; none where there is none.
     status: Option<u16>,
     /// Why it is refused, or would be in `enforce`.
     reason: Option<&'static str>,
@@ -130,14 +130,16 @@ impl Explainer {
     /// Decide as for a request, and tell how.
     pub(crate) async fn explain(&self, asked: Asked) -> Explanation {
         let snapshot = self.snapshots.load_full();
+        if snapshot.api.endpoint(asked.path.as_bytes()).is_some() {
+            return Explanation::of_our_own(asked, &snapshot);
+        }
         let policy = &snapshot.policy;
         let route = policy.routes.resolve(&asked.method, asked.path.as_bytes());
         let rules = route.as_ref().map(|route| route.rules().to_vec()).unwrap_or_default();
         let refusal = route.as_ref().err().copied();
         let identity = asked.tenant.map_or(Identity::Missing, Identity::Tenant);
         let ruling = self.gate.try_out(policy, route, identity).await;
-        let own = snapshot.api.endpoint(asked.path.as_bytes()).is_some();
-        let case = Case { policy, asked: &asked, ruling: &ruling, rules: &rules, refusal, own, now: wall_clock() };
+        let case = Case { policy, asked: &asked, ruling: &ruling, rules: &rules, refusal, now: ruling.decided_at };
         case.explain(snapshot.config_hash.clone(), self.gate.is_off())
     }
 }
@@ -149,8 +151,6 @@ struct Case<'a> {
     ruling: &'a Ruling,
     rules: &'a [Matched<'a>],
     refusal: Option<Refusal>,
-    /// Whether the proxy serves the path itself.
-    own: bool,
     now: Timestamp,
 }
 
@@ -160,11 +160,11 @@ impl Case<'_> {
         let answer = ruling.denial().map(|denial| policy.answers.denial(&denial, &policy.plans, "", Format::Json));
         let body = answer.as_ref().and_then(|answer| serde_json::from_slice::<Value>(&answer.body).ok());
         let said = body.as_ref().and_then(|body| body["message"].as_str().map(str::to_owned));
-        let denied = ruling.outcome == Outcome::Denied && !self.own;
+        let denied = ruling.outcome == Outcome::Denied;
         Explanation {
-            decision: if self.own { "answered" } else { ruling.outcome.as_str() },
+            decision: ruling.outcome.as_str(),
             status: ruling.reason.filter(|_| denied).map(|reason| policy.answers.status(reason)),
-            reason: ruling.reason.filter(|_| !self.own).map(Reason::name),
+            reason: ruling.reason.map(Reason::name),
             message: self.message(said),
             tenant: asked.tenant,
             method: asked.method.clone(),
@@ -185,9 +185,6 @@ impl Case<'_> {
         let ruling = self.ruling;
         let feature = ruling.feature.as_deref().unwrap_or_default();
         match ruling.outcome {
-            _ if self.own => {
-                "The proxy answers this itself, whatever rule matches: see docs/license-api.md.".to_owned()
-            }
             Outcome::Denied => match self.refusal {
                 Some(refusal) => format!("{} ({refusal})", said.unwrap_or_default()),
                 None => said.unwrap_or_default(),
@@ -224,12 +221,14 @@ impl Case<'_> {
 
     fn mode(&self, off: bool) -> ExplainedMode {
         let enforcement = &self.policy.enforcement;
-        let of_rules = self.rules.iter().filter_map(|matched| self.policy.rules[matched.index].mode).max();
-        let named = match of_rules {
+        // Of several rules the one by which [`Policy::mode_for`] has decided.
+        let modes = self.rules.iter().map(|matched| self.policy.rules[matched.index].mode);
+        let of_rule = modes.max_by_key(|mode| enforcement.mode_for(*mode, self.asked.tenant.as_ref())).flatten();
+        let named = match of_rule {
             Some(mode) => format!("the rule's mode is {}", mode.as_str()),
             None => format!("enforcement.mode is {}", enforcement.mode().as_str()),
         };
-        let because = match (off, of_rules.unwrap_or(enforcement.mode())) {
+        let because = match (off, of_rule.unwrap_or(enforcement.mode())) {
             (true, _) => "licensing is off, since its tables were dropped".to_owned(),
             (false, Mode::Enforce) => format!("{named}, {}", in_rollout(enforcement.rollout(), self.asked.tenant)),
             (false, _) => named,
@@ -261,7 +260,7 @@ impl Case<'_> {
 
     /// What an operator can do about a refusal.
     fn remedies(&self) -> Vec<Remedy> {
-        let Some(reason) = self.ruling.reason.filter(|_| !self.own) else { return Vec::new() };
+        let Some(reason) = self.ruling.reason else { return Vec::new() };
         let tenant = self.asked.tenant.map(|tenant| tenant.to_string()).unwrap_or_default();
         let feature = self.ruling.feature.as_deref().unwrap_or_default();
         let plans = || self.policy.plans.including(feature);
@@ -314,7 +313,30 @@ impl Remedy {
 }
 
 impl Explanation {
-    /// Whether the request is answered here.
+    /// Of a request to a path of the licence API, which no rule is asked about.
+    fn of_our_own(asked: Asked, snapshot: &Snapshot) -> Self {
+        let mode = snapshot.policy.enforcement.mode().as_str();
+        Self {
+            decision: "answered",
+            status: None,
+            reason: None,
+            message: "The proxy answers it itself: it is a path of the licence API (`api`).".to_owned(),
+            tenant: asked.tenant,
+            method: asked.method,
+            path: asked.path,
+            feature: None,
+            rules: Vec::new(),
+            readings: Vec::new(),
+            mode: ExplainedMode { applied: mode, configured: mode, because: format!("enforcement.mode is {mode}") },
+            license: None,
+            answer: None,
+            remedies: Vec::new(),
+            config_hash: snapshot.config_hash.clone(),
+            at: wall_clock(),
+        }
+    }
+
+    /// Whether the request is refused.
     pub(crate) fn is_denial(&self) -> bool {
         self.status.is_some()
     }

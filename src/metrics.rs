@@ -434,6 +434,7 @@ impl Metrics {
 pub(crate) struct OpenSocket(Arc<Metrics>);
 
 impl OpenSocket {
+    /// It is open from now on.
     pub(crate) fn new(metrics: &Arc<Metrics>) -> Self {
         metrics.websockets.inc();
         Self(Arc::clone(metrics))

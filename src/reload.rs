@@ -41,7 +41,7 @@ impl Reload {
         Self { running, seen, snapshots, manage, metrics }
     }
 
-    /// Watch for as long as the program runs.
+    /// Watch for as long as the program runs; on a runtime of several threads.
     pub(crate) async fn run(mut self) {
         let mut hangups = match signal(SignalKind::hangup()) {
             Ok(hangups) => hangups,
@@ -57,11 +57,17 @@ impl Reload {
                 hangup = hangups.recv() => hangup.is_some(),
                 _ = ticks.tick() => false,
             };
-            let seen = look_at(&self.running);
-            if asked || seen != self.seen {
-                self.seen = seen;
-                self.reload();
-            }
+            // Files are read and the upstream's name is resolved, which may take seconds: look-ups share this thread.
+            tokio::task::block_in_place(|| self.look(asked));
+        }
+    }
+
+    /// Reload if somebody has asked for it, or the content is another.
+    fn look(&mut self, asked: bool) {
+        let seen = look_at(&self.running);
+        if asked || seen != self.seen {
+            self.seen = seen;
+            self.reload();
         }
     }
 
@@ -86,7 +92,7 @@ impl Reload {
                 );
                 self.snapshots.store(Arc::new(snapshot));
                 if let Some(manage) = &self.manage {
-                    manage.sell(config.catalogue());
+                    manage.sell(&config.plans, config.catalogue());
                 }
                 self.running = settings;
                 ReloadOutcome::Applied

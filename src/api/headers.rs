@@ -1,4 +1,4 @@
-//! What requests that change something say beside their body.
+//! What requests that change something say beside their body, and what no body may hold.
 
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
@@ -22,6 +22,11 @@ pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ()> {
     let Some(key) = only(headers, "idempotency-key")? else { return Ok(None) };
     let key = std::str::from_utf8(key).ok().filter(|key| key.is_ascii() && (1..=MAX_KEY_BYTES).contains(&key.len()));
     key.map(Some).ok_or(())
+}
+
+/// Whether a JSON text holds the character NUL, which Postgres stores in no text and no JSON: no name has it.
+pub(crate) fn has_nul(json: &[u8]) -> bool {
+    memchr::memmem::find(json, b"\\u0000").is_some()
 }
 
 /// The value of a header that may come once.

@@ -59,6 +59,7 @@ pub(crate) struct Basis {
 pub(crate) type Held = Option<Arc<Entry>>;
 
 impl LicenseApi {
+    /// Serve what these know.
     pub(crate) fn new(licenses: Arc<Licenses>) -> Self {
         Self { licenses }
     }

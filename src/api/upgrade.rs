@@ -11,7 +11,7 @@ use licensing::tenant::TenantId;
 use licensing::view::entity_tag;
 use serde::Deserialize;
 
-use super::headers::idempotency_key;
+use super::headers::{has_nul, idempotency_key};
 use super::license::{Basis, Call, LicenseApi, Reply, refuse};
 use crate::manage::{Author, Manage, ManageError};
 
@@ -45,6 +45,7 @@ struct Wish {
 }
 
 impl UpgradeApi {
+    /// Upgrade by `manage`, and answer with the document that `licenses` gives.
     pub(crate) fn new(manage: Option<Arc<Manage>>, licenses: Arc<LicenseApi>) -> Self {
         Self { manage, licenses }
     }
@@ -71,7 +72,8 @@ impl UpgradeApi {
         let tenant = self.admit(call, asked.may_upgrade)?;
         let wish: Wish = {
             let body = asked.body.ok_or_else(|| call.fail(Failure::BodyTooLarge))?;
-            serde_json::from_slice(body).map_err(|_| call.fail(Failure::BodyInvalid))?
+            let wish = serde_json::from_slice(body).ok().filter(|_| !has_nul(body));
+            wish.ok_or_else(|| call.fail(Failure::BodyInvalid))?
         };
         let author = asked.author()?;
         let command = Command::Upgrade { plan: wish.new_plan.clone(), downgrade: asked.downgrade };

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, anyhow};
 use clap::{ArgAction, Args};
+use licensing::amend::DEFAULT_TERM;
 use licensing::config::{Config, LicenseSource};
 use licensing::time::Timestamp;
 use serde_json::{Map, Value};
@@ -11,9 +12,6 @@ use super::{ConfigFile, Failure, interrupted, start_log, user};
 use crate::clock::wall_clock;
 use crate::manage::backfill::{Backfill, Counts, Report};
 use crate::stores::{NewLicense, TenantTable};
-
-/// How long licences hold where nothing else is said.
-const DEFAULT_VALIDITY: std::time::Duration = std::time::Duration::from_hours(30 * 24);
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -89,7 +87,7 @@ fn license(options: &Options, config: &Config, now: Timestamp) -> Result<NewLice
         let names: Vec<_> = plans.iter().map(|plan| &*plan.name).collect();
         Failure::Usage(format!("error: there is no plan {:?}; the plans are: {}", options.plan, names.join(", ")))
     })?;
-    let valid_until = options.valid_until.unwrap_or_else(|| now.plus(DEFAULT_VALIDITY));
+    let valid_until = options.valid_until.unwrap_or_else(|| now.plus(DEFAULT_TERM));
     if valid_until <= now {
         return Err(Failure::Usage(format!("error: --valid-until {valid_until} has passed: everyone would be denied")));
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use licensing::amend::{Command, Holding, Refused};
+use licensing::config::PlanSettings;
 use licensing::plans::Plans;
 use licensing::tenant::TenantId;
 use tokio::runtime::Handle;
@@ -80,9 +81,10 @@ impl Manage {
         Self { shared: Arc::new(Shared { ledger, announcer, plans: ArcSwap::from_pointee(plans) }), runtime }
     }
 
-    /// What is sold has changed; see [`licensing::config::Config::catalogue`].
-    pub(crate) fn sell(&self, plans: Plans) {
-        self.shared.plans.store(Arc::new(plans));
+    /// What is sold has changed: the plans, and all that can be sold, see [`licensing::config::Config::catalogue`].
+    pub(crate) fn sell(&self, plans: &[PlanSettings], catalogue: Plans) {
+        self.shared.plans.store(Arc::new(catalogue));
+        self.shared.ledger.sell(plans);
     }
 
     /// What is sold now.
@@ -187,7 +189,14 @@ impl Manage {
 
 impl Shared {
     async fn amend(&self, tenant: TenantId, command: &Command, author: &Author) -> Result<Amended, ManageError> {
-        let entered = self.enter(tenant, command, author, true).await?;
+        let entered = match self.enter(tenant, command, author, true).await {
+            Err(error @ ManageError::Unknown(_)) => {
+                // If it was made, nobody must go on as before.
+                self.announcer.doubt(tenant, None).await;
+                return Err(error);
+            }
+            entered => entered?,
+        };
         let Entered { before, after, repeated, position, .. } = entered;
         // Whoever repeats it perhaps heard no answer, and then nobody may have been told.
         let redis = match &after.license {

@@ -1,6 +1,5 @@
 use std::time::Instant;
 
-use licensing::config::PlanSettings;
 use licensing::enforcement::Mode;
 use licensing::time::Timestamp;
 
@@ -107,7 +106,8 @@ async fn a_key_stands_for_one_request() {
 async fn what_is_sold_may_change() {
     let (manage, licenses) = process();
     manage.amend(TENANT, &upgrade("professional"), &author(None)).await.expect("an upgrade");
-    manage.sell(PlanSettings::plans(&plans(r#","sms""#)));
+    let today = plans(r#","sms""#);
+    manage.sell(&today, PlanSettings::plans(&today));
     assert_eq!(features(&licenses).await, "crm", "a licence that exists is not changed by that");
     manage.amend(TENANT, &Command::Reapply, &author(None)).await.expect("a change");
     assert_eq!(features(&licenses).await, "crm,sms");

@@ -195,6 +195,9 @@ impl Intake {
 
     /// Read a request's headers. `raw_head` is the head as it came over HTTP/1, empty over HTTP/2; `now` is what tokens are
     /// judged by.
+    ///
+    /// # Errors
+    /// When the headers alone are reason enough to refuse the request.
     pub(crate) fn read(
         &self,
         request: &RequestHeader,

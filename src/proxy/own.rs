@@ -168,7 +168,7 @@ async fn read_body(session: &mut Session, snapshot: &Snapshot) -> Result<Option<
     };
     match tokio::time::timeout(snapshot.drain.time, reading).await {
         Ok(whole) => whole.map(|whole: bool| whole.then_some(body)),
-        Err(_) => Error::e_explain(ErrorType::ReadTimedout, "the body of a request to the licence API"),
+        Err(_) => Err(Error::explain(ErrorType::ReadTimedout, "the body of a request to the licence API").into_down()),
     }
 }
 

@@ -58,6 +58,8 @@ impl Snapshot {
     pub(crate) fn of(settings: &Settings) -> anyhow::Result<Self> {
         let config = &settings.config;
         let limits = &config.limits;
+        // Before the files are read: one that is swapped in between counts as changed when they are looked at again.
+        let inputs = fingerprint(settings.files());
         Ok(Self {
             policy: policy(config)?,
             intake: Intake::new(config, Tokens::load(config, &settings.file)?),
@@ -69,7 +71,7 @@ impl Snapshot {
             drain: DrainBounds { bytes: limits.drain_bytes.bytes(), time: limits.drain_timeout.get() },
             log_raw_target: config.log.raw_target,
             config_hash: settings.config_hash(),
-            inputs: fingerprint(settings.files()),
+            inputs,
         })
     }
 }

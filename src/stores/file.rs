@@ -3,8 +3,10 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use licensing::amend::{Addon, Command, Holding};
 use licensing::config::{LicenseEntry, PlanSettings, parse_licenses};
@@ -18,7 +20,8 @@ use super::{Answer, Position, Source, StoreError, StoreName};
 /// A file of licences.
 pub(crate) struct FileSource {
     path: PathBuf,
-    plans: Vec<PlanSettings>,
+    /// Those of the configuration, as of today.
+    plans: ArcSwap<Vec<PlanSettings>>,
     read: Mutex<Read>,
 }
 
@@ -41,7 +44,7 @@ impl FileSource {
     /// # Errors
     /// With a sentence that names file, line and column.
     pub(crate) fn open(path: PathBuf, plans: Vec<PlanSettings>) -> Result<Self, String> {
-        let source = Self { path, plans, read: Mutex::default() };
+        let source = Self { path, plans: ArcSwap::from_pointee(plans), read: Mutex::default() };
         source.refresh(&mut source.read.lock())?;
         Ok(source)
     }
@@ -52,7 +55,8 @@ impl FileSource {
     /// As [`FileSource::open`].
     pub(crate) fn from_text(name: &str, text: &str, plans: &[PlanSettings]) -> Result<Self, String> {
         let licenses = read(name, text, plans, 1)?;
-        Ok(Self { path: PathBuf::new(), plans: Vec::new(), read: Mutex::new(Read { licenses, ..Read::default() }) })
+        let read = Mutex::new(Read { licenses, ..Read::default() });
+        Ok(Self { path: PathBuf::new(), plans: ArcSwap::default(), read })
     }
 
     /// Every licence, in the order of the tenants' ids.
@@ -85,7 +89,8 @@ impl FileSource {
         let text = std::fs::read_to_string(&self.path).map_err(unreadable)?;
         let revision = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros();
         let revision = i64::try_from(revision).unwrap_or(i64::MAX);
-        *current = Read { licenses: read(&name, &text, &self.plans, revision)?, version, ..Read::default() };
+        let licenses = read(&name, &text, &self.plans.load(), revision)?;
+        *current = Read { licenses, version, ..Read::default() };
         Ok(())
     }
 }
@@ -130,7 +135,9 @@ impl Ledger for FileSource {
             license.revision = order.now.as_micros().max(license.revision + 1);
             current.licenses.insert(tenant, license.clone());
         }
-        current.addons.insert(tenant, after.addons.clone());
+        if after.addons != before.addons {
+            current.addons.insert(tenant, after.addons.clone());
+        }
         tracing::info!(
             %tenant, action = command.action(), command = %serde_json::json!(command), actor = author.actor,
             reason = author.reason, request_id = author.request_id, %outcome, "audit"
@@ -173,6 +180,10 @@ impl Ledger for FileSource {
     async fn notify(&self, _: &str) -> Result<Option<Position>, LedgerError> {
         Ok(None)
     }
+
+    fn sell(&self, plans: &[PlanSettings]) {
+        self.plans.store(Arc::new(plans.to_vec()));
+    }
 }
 
 impl Read {
@@ -198,5 +209,33 @@ fn license(entry: &LicenseEntry, revision: i64) -> License {
         valid_until: entry.valid_until,
         auto_renew: entry.auto_renew,
         revision,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plans(names: &[&str]) -> Vec<PlanSettings> {
+        let plan = |name: &&str| serde_json::json!({ "name": name, "features": ["crm"] });
+        serde_json::from_value(names.iter().map(plan).collect()).expect("plans")
+    }
+
+    #[tokio::test]
+    async fn what_is_read_later_goes_by_what_is_sold_by_then() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let tenant = TenantId::new(uuid::Uuid::from_u128(7));
+        let write = |plan: &str| {
+            std::fs::write(file.path(), format!("tenants: [{{ tenant_id: {tenant}, plan: {plan} }}]"))
+                .expect("written");
+        };
+        write("starter");
+        let source = FileSource::open(file.path().to_owned(), plans(&["starter"])).expect("licences");
+        write("gold");
+        assert!(source.load(&[tenant]).await.is_err(), "no such plan");
+        source.sell(&plans(&["starter", "gold"]));
+        let answers = source.load(&[tenant]).await.expect("a plan by now");
+        let license = answers[0].as_ref().expect("readable").as_ref().expect("a licence");
+        assert_eq!((&*license.plan, license.features.joined().as_str()), ("gold", "crm"));
     }
 }

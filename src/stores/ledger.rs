@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use async_trait::async_trait;
 use licensing::amend::{Command, Holding, Refused, amend};
+use licensing::config::PlanSettings;
 use licensing::plans::Plans;
 use licensing::tenant::TenantId;
 use licensing::time::Timestamp;
@@ -162,6 +163,11 @@ pub(crate) trait Ledger: Send + Sync {
     /// # Errors
     /// When it can't be told.
     async fn notify(&self, message: &str) -> Result<Option<Position>, LedgerError>;
+
+    /// These plans are sold from now on: for a source whose licences are told by the plan's name alone.
+    fn sell(&self, plans: &[PlanSettings]) {
+        let _ = plans;
+    }
 
     /// Give back what lies idle.
     fn close_idle(&self) {}

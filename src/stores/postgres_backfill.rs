@@ -77,8 +77,9 @@ const DESCRIBE: &str = "SELECT to_regclass($1) IS NOT NULL, coalesce(bool_or(att
 const BEGIN_READING: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = 0; \
      SET LOCAL idle_in_transaction_session_timeout = 0";
 
-/// So that a time without a zone is UTC, whatever the columns' types and their defaults.
-const BEGIN_WRITING: &str = "BEGIN; SET LOCAL TimeZone = 'UTC'";
+/// The isolation level is said, since in a stricter one a licence that somebody adds meanwhile would be an error, and not one
+/// that is there. A time without a zone is UTC, whatever the columns' types and their defaults.
+const BEGIN_WRITING: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL TimeZone = 'UTC'";
 
 /// A table without a key on `tenant_id` is refused (by 42P10): nothing else keeps a second row of a tenant out.
 ///

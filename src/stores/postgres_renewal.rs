@@ -65,8 +65,9 @@ pub(crate) struct RenewalAuthor<'a> {
     pub command: &'a str,
 }
 
-/// So that a time without a zone is UTC, whatever the columns' types.
-const BEGIN: &str = "BEGIN; SET LOCAL TimeZone = 'UTC'";
+/// The isolation level is said, since a stricter default of the server's would fail where somebody else has changed a row. A
+/// time without a zone is UTC, whatever the columns' types.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL TimeZone = 'UTC'";
 
 /// What somebody else has locked is being changed, perhaps renewed: it is passed over. A row that was changed before it could
 /// be locked is looked at again by Postgres, in this isolation level.

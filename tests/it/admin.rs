@@ -233,6 +233,7 @@ async fn what_cannot_be_done_is_said() {
             "body_invalid",
         ),
         ("PUT", mine.clone(), Some(json!({ "plan": "gold", "reason": r })), 422, "unknown_plan"),
+        ("PUT", mine.clone(), Some(json!({ "plan": "starter", "reason": "\0" })), 400, "body_invalid"),
         ("POST", under(&mine, "grant"), Some(json!({ "feature": "crm", "reason": r })), 400, "body_invalid"),
         (
             "POST",

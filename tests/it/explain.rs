@@ -55,7 +55,7 @@ async fn it_says_what_is_done() {
         (&*starter, "GET", "/api/v1/network/devices", "open", None),
         ("", "GET", "/nowhere", "open", None),
         (&*enterprise, "GET", "/internal/metrics", "denied", Some("route_denied")),
-        (&*starter, "GET", "/api/v1/license", "answered", None),
+        (&*starter, "GET", "/license?x=1", "answered", None),
     ] {
         let (said, code) = explained(&world, tenant, method, path).await;
         let case = format!("{method} {path} of {tenant:?}: {said:#}");

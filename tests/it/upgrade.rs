@@ -178,6 +178,7 @@ async fn who_may_and_what_is_refused() {
         (&[own, owner, json_type], "{", 400, "body_invalid"),
         (&[own, owner, json_type], "{}", 400, "body_invalid"),
         (&[own, owner, json_type], r#"{"new_plan":7}"#, 400, "body_invalid"),
+        (&[own, owner, json_type], &to("enterprise\0"), 400, "body_invalid"),
     ] {
         let answer = post(&world.proxy, UPGRADE, headers, body).await;
         assert_eq!((answer.status, &answer.json()["reason"]), (status, &json!(reason)), "{headers:?} {body}");
@@ -344,6 +345,22 @@ async fn without_a_database_it_is_a_503() {
     let answer = upgrade(&world.proxy, tenant, "professional").await;
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert_eq!(world.get("/api/v1/crm", tenant).await.status, 200, "the next request here");
+}
+
+/// A body that does not come is its sender's fault, and nothing is asked for.
+#[tokio::test]
+async fn a_body_that_does_not_come() {
+    let world = World::start_with(|builder| selling(builder).set("/limits/drain_timeout", "200ms")).await;
+    let tenant = world.tenant("starter").await;
+    let head = format!(
+        "POST {UPGRADE} HTTP/1.1\r\nHost: x\r\nX-Tenant-ID: {tenant}\r\nX-User-Role: owner\r\n\
+         Content-Type: application/json\r\nContent-Length: 99\r\n\r\n{{"
+    );
+    let mut client = RawClient::connect(world.proxy.address()).await;
+    client.send(head).await.expect("the peer accepts a request");
+    let answer = client.response().await;
+    assert_eq!((answer.status, &answer.json()["reason"]), (400, &json!("request_malformed")), "{}", answer.text());
+    assert!(audit(&world, tenant).await.is_empty());
 }
 
 /// 1,000 tenants that were refused by both replicas upgrade by the first; the second refuses none of them later than a second

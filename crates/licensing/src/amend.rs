@@ -315,7 +315,10 @@ impl License {
             Some(plan) => base_limit(plan, feature),
             // What it was without the add-on, since nobody knows any more what the plan said.
             None => match self.usage_limits.get(feature).and_then(Value::as_u64) {
-                Some(limit) => Base::Limit(limit.saturating_add_signed(-delta(before).unwrap_or_default())),
+                Some(limit) => {
+                    let before = delta(before).unwrap_or_default();
+                    Base::Limit(limit.saturating_add_signed(before.saturating_neg()))
+                }
                 None if self.features.contains(feature) => Base::Unlimited,
                 None => Base::NotIncluded,
             },

@@ -129,9 +129,7 @@ impl Answer {
             }
         }
     }
-}
 
-impl Answer {
     /// An upgrade that was asked for, and is left to somebody else.
     pub fn requested(new_plan: &str, request_id: &str) -> Self {
         let body = serde_json::json!({ "status": "requested", "new_plan": new_plan, "request_id": request_id });

@@ -40,8 +40,8 @@ pub enum Standing<'a> {
     },
     /// What names the tenant names none, or several.
     InvalidTenant,
-    /// A token that should name the tenant is not to be believed. It is refused also where no tenant is needed: a client
-    /// that has one must hear that it is of no use.
+    /// A token that should name the tenant is not to be believed. Where a feature is needed it is refused even if requests
+    /// without a tenant pass: a client that has one must hear that it is of no use.
     BadToken(TokenFault),
 }
 

@@ -197,6 +197,9 @@ fn plans_that_are_not_sold_any_more() {
     assert_eq!(run(&[more.clone(), more.clone()]).as_deref(), Ok("gold: tickets; tickets=57 crm=-1"));
     let less = run(&[more, revoke("tickets")]);
     assert_eq!(less.as_deref(), Ok("gold: ; tickets=7 crm=-1"));
+    // The least that JSON can hold has no opposite.
+    let least = run(&[for_good("tickets", Some(i64::MIN)), for_good("tickets", Some(1))]);
+    assert_eq!(least.as_deref(), Ok("gold: tickets; tickets=9223372036854775808 crm=-1"));
 }
 
 /// What plain SQL has put into a licence: a grant and its end touch nothing but their own feature.

@@ -10,7 +10,7 @@ use super::quantity::Duration;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ApiSettings {
-    /// Paths of the licence, and above those of upgrades. Default: [/license, /api/v1/license].
+    /// Paths of the licence, and below them `/upgrade`. Default: [/license, /api/v1/license].
     pub paths: Vec<String>,
     /// Paths on which a WebSocket is told of changes. Default: [/license, /ws/license].
     pub websocket: Vec<String>,

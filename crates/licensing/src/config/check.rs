@@ -239,7 +239,7 @@ impl Checker<'_, '_> {
                 if paths[..i].contains(path) {
                     self.error(&at!["api", key, i], format!("{path} is listed twice"));
                 }
-                // What is above a licence's path is that licence's upgrade.
+                // What is right below a licence's path is that licence's upgrade.
                 if let Some(below) = path.rsplit_once('/').filter(|(_, last)| UPGRADES.contains(last))
                     && api.paths.iter().any(|licence| licence == below.0)
                 {
