@@ -15,6 +15,9 @@ const FLUSH_INTERVAL: Duration = Duration::from_millis(50);
 /// stop requests or eat memory.
 const MAX_BUFFERED: usize = 4 << 20;
 
+/// What becomes of a request that the proxy serves itself, as the log names it.
+pub(crate) const ANSWERED: &str = "answered";
+
 /// One line. A member that is unknown is null.
 pub(crate) struct Line<'a> {
     /// When the request's headers had been read.

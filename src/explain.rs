@@ -14,10 +14,11 @@ use licensing::time::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::access_log::ANSWERED;
 use crate::clock::wall_clock;
 use crate::gate::{Gate, Identity, Policy, Ruling};
 use crate::metrics::Outcome;
-use crate::proxy::{Snapshot, Snapshots};
+use crate::snapshot::Snapshots;
 
 /// The request that is asked about.
 #[derive(Clone, Debug)]
@@ -130,10 +131,10 @@ impl Explainer {
     /// Decide as for a request, and tell how.
     pub(crate) async fn explain(&self, asked: Asked) -> Explanation {
         let snapshot = self.snapshots.load_full();
-        if snapshot.api.endpoint(asked.path.as_bytes()).is_some() {
-            return Explanation::of_our_own(asked, &snapshot);
-        }
         let policy = &snapshot.policy;
+        if snapshot.api.endpoint(asked.path.as_bytes()).is_some() {
+            return Explanation::of_own(asked, policy.enforcement.mode(), snapshot.config_hash.clone());
+        }
         let route = policy.routes.resolve(&asked.method, asked.path.as_bytes());
         let rules = route.as_ref().map(|route| route.rules().to_vec()).unwrap_or_default();
         let refusal = route.as_ref().err().copied();
@@ -313,25 +314,28 @@ impl Remedy {
 }
 
 impl Explanation {
-    /// Of a request to a path of the licence API, which no rule is asked about.
-    fn of_our_own(asked: Asked, snapshot: &Snapshot) -> Self {
-        let mode = snapshot.policy.enforcement.mode().as_str();
+    /// Of a request that the proxy serves itself: the gate has no say in it.
+    fn of_own(asked: Asked, mode: Mode, config_hash: String) -> Self {
+        let Asked { tenant, method, path } = asked;
+        let message =
+            "The proxy answers it itself, whatever the rules say: it is a path of the licence API, see `api`.";
+        let because = format!("enforcement.mode is {}", mode.as_str());
         Self {
-            decision: "answered",
+            decision: ANSWERED,
             status: None,
             reason: None,
-            message: "The proxy answers it itself: it is a path of the licence API (`api`).".to_owned(),
-            tenant: asked.tenant,
-            method: asked.method,
-            path: asked.path,
+            message: message.to_owned(),
+            tenant,
+            method,
+            path,
             feature: None,
             rules: Vec::new(),
             readings: Vec::new(),
-            mode: ExplainedMode { applied: mode, configured: mode, because: format!("enforcement.mode is {mode}") },
+            mode: ExplainedMode { applied: mode.as_str(), configured: mode.as_str(), because },
             license: None,
             answer: None,
             remedies: Vec::new(),
-            config_hash: snapshot.config_hash.clone(),
+            config_hash,
             at: wall_clock(),
         }
     }
@@ -361,7 +365,7 @@ impl fmt::Display for Explanation {
             line("rule", &format_args!("{} ({}): {}", rule.rule, rule.key, rule.demands))?;
         }
         if self.rules.is_empty() {
-            line("rule", &"none matches")?;
+            line("rule", &if self.decision == ANSWERED { "none is asked" } else { "none matches" })?;
         }
         for reading in &self.readings {
             line("reading", &format_args!("{}: {}", reading.path, reading.rule.as_deref().unwrap_or("no rule")))?;

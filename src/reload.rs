@@ -1,21 +1,25 @@
 //! Reads the configuration again on SIGHUP and when its content changes, and swaps it in if it can be used.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{MissedTickBehavior, sleep};
 
 use crate::manage::Manage;
 use crate::metrics::{Metrics, ReloadOutcome};
-use crate::proxy::{Snapshot, Snapshots};
-use crate::settings::{Settings, environment};
+use crate::settings::{Settings, environment, fingerprint};
+use crate::snapshot::{Snapshot, Snapshots};
 
 /// How often the files are looked at. Their content is compared: a ConfigMap is swapped by a symlink, editors write another
 /// file in place of the first, and neither a time nor an inode can be relied on.
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// What could not be used is tried again at each of so many looks.
+const RETRY: u32 = 10;
+/// For how long a content that has changed must have stayed the same: whoever writes the file in place may be half through,
+/// and half a list of rules may well be a valid one.
+const SETTLED: Duration = Duration::from_millis(200);
 
 /// Keeps what requests are judged by as the files say.
 pub(crate) struct Reload {
@@ -23,6 +27,8 @@ pub(crate) struct Reload {
     running: Settings,
     /// The content that was last looked at, whether or not it could be used.
     seen: u64,
+    /// Why it could not be used.
+    refused: Option<String>,
     snapshots: Snapshots,
     /// Sells what the plans say.
     manage: Option<Arc<Manage>>,
@@ -38,7 +44,7 @@ impl Reload {
         metrics: Arc<Metrics>,
     ) -> Self {
         let seen = look_at(&running);
-        Self { running, seen, snapshots, manage, metrics }
+        Self { running, seen, refused: None, snapshots, manage, metrics }
     }
 
     /// Watch for as long as the program runs; on a runtime of several threads.
@@ -52,21 +58,36 @@ impl Reload {
         };
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
+        for tick in 0_u32.. {
             let asked = tokio::select! {
                 hangup = hangups.recv() => hangup.is_some(),
                 _ = ticks.tick() => false,
             };
+            let settled = asked || self.has_settled().await;
             // Files are read and the upstream's name is resolved, which may take seconds: look-ups share this thread.
-            tokio::task::block_in_place(|| self.look(asked));
+            tokio::task::block_in_place(|| self.look(asked, settled, tick % RETRY == 0));
         }
     }
 
-    /// Reload if somebody has asked for it, or the content is another.
-    fn look(&mut self, asked: bool) {
+    /// Whether the files are as they were a moment ago.
+    async fn has_settled(&self) -> bool {
         let seen = look_at(&self.running);
-        if asked || seen != self.seen {
+        if seen == self.seen {
+            return true;
+        }
+        sleep(SETTLED).await;
+        look_at(&self.running) == seen
+    }
+
+    /// Reload if somebody has asked for it, if the content is another, or, once in a while, if it could not be used: a name
+    /// may be resolved by now.
+    fn look(&mut self, asked: bool, settled: bool, again: bool) {
+        let seen = look_at(&self.running);
+        if asked || (settled && seen != self.seen) {
             self.seen = seen;
+            self.refused = None;
+            self.reload();
+        } else if again && self.refused.is_some() {
             self.reload();
         }
     }
@@ -99,10 +120,18 @@ impl Reload {
             }
             Err(error) => {
                 let error = format!("{error:#}");
+                if self.refused.as_ref() == Some(&error) {
+                    // Said already.
+                    return;
+                }
                 tracing::error!(error, "the configuration can't be used; what was in use before stays");
+                self.refused = Some(error);
                 ReloadOutcome::Refused
             }
         };
+        if outcome != ReloadOutcome::Refused {
+            self.refused = None;
+        }
         self.metrics.reloaded(outcome);
     }
 
@@ -121,13 +150,4 @@ impl Reload {
 
 fn look_at(settings: &Settings) -> u64 {
     fingerprint(settings.files().into_iter().chain([settings.file.clone()]))
-}
-
-/// What tells whether any of these files has changed, its absence included.
-pub(crate) fn fingerprint(files: impl IntoIterator<Item = PathBuf>) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    for file in files {
-        std::fs::read(file).ok().hash(&mut hasher);
-    }
-    hasher.finish()
 }

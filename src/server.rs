@@ -30,9 +30,10 @@ use crate::gate::Gate;
 use crate::licenses::{Announcer, Feed, Freshness, Licenses};
 use crate::manage::Manage;
 use crate::metrics::Metrics;
-use crate::proxy::{Connections, Proxy, Snapshot, Snapshots};
+use crate::proxy::{Connections, Proxy};
 use crate::reload::Reload;
 use crate::settings::Settings;
+use crate::snapshot::{Snapshot, Snapshots};
 use crate::stores::{FileSource, Ledger, PoolOptions, Postgres, PostgresLedger, Redis, Source};
 
 /// The share of the look-up deadline that Redis may take: the rest is for asking Postgres where Redis does not answer.

@@ -1,5 +1,6 @@
 //! What an operator has set: the configuration file, and from the environment what must not stand in a file.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -114,6 +115,15 @@ impl Secrets {
     pub(crate) fn read_url(&self) -> Option<&SecretUrl> {
         self.license_db_url.as_ref().or(self.database_url.as_ref())
     }
+}
+
+/// What tells whether any of these files has changed, its absence included.
+pub(crate) fn fingerprint(files: impl IntoIterator<Item = PathBuf>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for file in files {
+        std::fs::read(file).ok().hash(&mut hasher);
+    }
+    hasher.finish()
 }
 
 /// The environment of this process.

@@ -24,12 +24,13 @@ use serde_json::{Value, json};
 
 pub(crate) use self::guard::Guard;
 use self::refusal::Refusal;
-use crate::api::headers::{MAX_KEY_BYTES, has_nul, idempotency_key};
+use crate::api::body;
+use crate::api::headers::{MAX_KEY_BYTES, idempotency_key};
 use crate::clock::wall_clock;
 use crate::explain::{Asked, Explainer};
 use crate::licenses::Told;
 use crate::manage::{Amended, Author, Manage};
-use crate::proxy::request_id;
+use crate::request_id;
 
 /// The largest body that is read, in bytes.
 const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -294,10 +295,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Order<T> {
             }
             _ => Refusal::bad("body_invalid", error.body_text()),
         })?;
-        if has_nul(&bytes) {
-            return Err(Refusal::bad("body_invalid", "no text may hold the character NUL"));
-        }
-        let body = serde_json::from_slice(&bytes).map_err(|error| Refusal::bad("body_invalid", error.to_string()))?;
+        let body = body::read(&bytes).map_err(|error| Refusal::bad("body_invalid", error))?;
         Ok(Self { body, request_id, idempotency_key })
     }
 }

@@ -24,11 +24,6 @@ pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ()> {
     key.map(Some).ok_or(())
 }
 
-/// Whether a JSON text holds the character NUL, which Postgres stores in no text and no JSON: no name has it.
-pub(crate) fn has_nul(json: &[u8]) -> bool {
-    memchr::memmem::find(json, b"\\u0000").is_some()
-}
-
 /// The value of a header that may come once.
 fn only<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<&'h [u8]>, ()> {
     let mut values = headers.get_all(name).iter();

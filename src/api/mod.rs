@@ -1,6 +1,7 @@
 //! What the proxy serves itself, beside the answers of the gate.
 
 pub(crate) mod admin;
+mod body;
 pub(crate) mod handshake;
 pub(crate) mod headers;
 pub(crate) mod license;

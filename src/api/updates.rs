@@ -14,7 +14,7 @@ use super::license::{Held, LicenseApi};
 use super::websocket::Updates;
 use crate::clock::wall_clock;
 use crate::licenses::Watch;
-use crate::proxy::Snapshots;
+use crate::snapshot::Snapshots;
 
 /// The longest that a licence is not looked at, whatever is heard: clocks are set, and configurations change.
 const LOOK_EVERY: Duration = Duration::from_secs(60);

@@ -11,7 +11,8 @@ use licensing::tenant::TenantId;
 use licensing::view::entity_tag;
 use serde::Deserialize;
 
-use super::headers::{has_nul, idempotency_key};
+use super::body;
+use super::headers::idempotency_key;
 use super::license::{Basis, Call, LicenseApi, Reply, refuse};
 use crate::manage::{Author, Manage, ManageError};
 
@@ -72,8 +73,7 @@ impl UpgradeApi {
         let tenant = self.admit(call, asked.may_upgrade)?;
         let wish: Wish = {
             let body = asked.body.ok_or_else(|| call.fail(Failure::BodyTooLarge))?;
-            let wish = serde_json::from_slice(body).ok().filter(|_| !has_nul(body));
-            wish.ok_or_else(|| call.fail(Failure::BodyInvalid))?
+            body::read(body).map_err(|_| call.fail(Failure::BodyInvalid))?
         };
         let author = asked.author()?;
         let command = Command::Upgrade { plan: wish.new_plan.clone(), downgrade: asked.downgrade };

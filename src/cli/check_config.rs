@@ -30,7 +30,7 @@ pub(super) struct Options {
 
 pub(super) fn run(options: &Options) -> Result<(), Failure> {
     let settings = options.config.load()?;
-    let policy = crate::proxy::policy(&settings.config).map_err(|error| Failure::Usage(format!("{error:#}")))?;
+    let policy = crate::snapshot::policy(&settings.config).map_err(|error| Failure::Usage(format!("{error:#}")))?;
     for warning in &settings.warnings {
         eprintln!("{warning}");
     }

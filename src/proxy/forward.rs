@@ -8,8 +8,8 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use pingora::Result;
 use pingora::http::RequestHeader;
 
-use super::intake::{Facts, X_TENANT_ID};
 use crate::gate::Ruling;
+use crate::intake::{Facts, X_TENANT_ID};
 use crate::metrics::Outcome;
 
 const X_LICENSE_PLAN: HeaderName = HeaderName::from_static("x-license-plan");

@@ -3,11 +3,8 @@
 mod connection;
 mod forward;
 mod handover;
-mod intake;
 mod own;
-pub(crate) mod request_id;
 mod respond;
-mod snapshot;
 mod upgrade;
 
 use std::net::IpAddr;
@@ -27,14 +24,15 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 pub(crate) use self::connection::Connections;
 use self::forward::Forward;
 use self::handover::Handover;
-use self::intake::{Facts, Fault};
-pub(crate) use self::snapshot::{Snapshot, Snapshots, policy};
-use crate::access_log::{AccessLog, Line};
+use crate::access_log::{ANSWERED, AccessLog, Line};
 use crate::api::license::{Basis, LicenseApi};
 use crate::api::paths::Endpoint;
 use crate::api::upgrade::UpgradeApi;
 use crate::gate::{Gate, Ruling, Step};
+use crate::intake::{Facts, Fault};
 use crate::metrics::Metrics;
+use crate::request_id;
+use crate::snapshot::{Snapshot, Snapshots};
 
 /// What the phases share.
 pub(crate) struct Proxy {
@@ -308,7 +306,7 @@ impl Proxy {
         let target = request.raw_path();
         let path = memchr::memchr(b'?', target).map_or(target, |query| &target[..query]);
         let facts = context.facts.as_ref();
-        let without_ruling = if context.answered { "answered" } else { "refused" };
+        let without_ruling = if context.answered { ANSWERED } else { "refused" };
         log.write(&Line {
             begun: context.begun_wall,
             request_id: context.request_id.to_str().unwrap_or_default(),
@@ -350,6 +348,7 @@ fn failure_of(error: &Error) -> Option<Failure> {
         }
         (ErrorSource::Upstream, _) => Some(Failure::UpstreamBroken),
         (ErrorSource::Downstream, ReadError | WriteError | ConnectionClosed) => None,
+        (ErrorSource::Downstream, ReadTimedout) => Some(Failure::RequestTimeout),
         (ErrorSource::Downstream, _) => Some(Failure::RequestBroken),
         (ErrorSource::Internal | ErrorSource::Unset, _) => Some(Failure::Internal),
     }

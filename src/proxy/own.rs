@@ -2,15 +2,14 @@
 
 use std::sync::Arc;
 
-use http::header::{CONNECTION, IF_NONE_MATCH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
-use http::{Method, Version};
+use http::header::{CONNECTION, EXPECT, IF_NONE_MATCH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
+use http::{HeaderValue, Method, Version};
 use licensing::answer::Failure;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 
 use super::handover::Handover;
-use super::intake::{Facts, Via};
 use super::{Context, Proxy, Snapshot, respond};
 use crate::api::handshake::{self, Mistake};
 use crate::api::headers::is_json;
@@ -18,6 +17,7 @@ use crate::api::license::{Basis, Call, Reply, refuse};
 use crate::api::paths::Endpoint;
 use crate::api::updates::LicenseUpdates;
 use crate::api::upgrade::Asked;
+use crate::intake::{Facts, Via};
 use crate::metrics::OpenSocket;
 
 /// The methods of a licence.
@@ -156,6 +156,12 @@ fn wrong_with(request: &RequestHeader, facts: &Facts, snapshot: &Snapshot) -> Op
 /// A request's body; none if it is larger than any that we take.
 async fn read_body(session: &mut Session, snapshot: &Snapshot) -> Result<Option<Vec<u8>>> {
     const MOST: usize = 16 * 1024;
+    if awaits_continue(session.req_header()) {
+        // What is answered before the body is read ends the connection, but for this.
+        session.set_close_on_response_before_downstream_finish(false);
+        session.as_downstream_mut().write_continue_response().await?;
+        session.set_close_on_response_before_downstream_finish(true);
+    }
     let mut body = Vec::new();
     let reading = async {
         while let Some(chunk) = session.as_downstream_mut().read_request_body().await? {
@@ -166,10 +172,18 @@ async fn read_body(session: &mut Session, snapshot: &Snapshot) -> Result<Option<
         }
         Ok(true)
     };
-    match tokio::time::timeout(snapshot.drain.time, reading).await {
-        Ok(whole) => whole.map(|whole: bool| whole.then_some(body)),
-        Err(_) => Err(Error::explain(ErrorType::ReadTimedout, "the body of a request to the licence API").into_down()),
-    }
+    let whole = match tokio::time::timeout(snapshot.drain.time, reading).await {
+        Ok(whole) => whole,
+        Err(_) => Error::e_explain(ErrorType::ReadTimedout, "the body of a request to the licence API"),
+    };
+    // Whatever is wrong with it is the client's doing.
+    whole.map(|whole: bool| whole.then_some(body)).map_err(|error: Box<Error>| error.into_down())
+}
+
+/// Whether the client sends no body before it is told to (RFC 9110 section 10.1.1). What is forwarded, the upstream tells.
+fn awaits_continue(request: &RequestHeader) -> bool {
+    let expects = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    request.version == Version::HTTP_11 && request.headers.get_all(EXPECT).iter().any(expects)
 }
 
 /// Whether this may be the work of the client itself and not of a page that its user happened to visit: browsers open

@@ -1,7 +1,5 @@
 //! Writes the answers that the proxy itself gives.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use http::Method;
 use licensing::answer::{Answer, Format};
@@ -11,13 +9,7 @@ use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use tokio::time::{Instant, timeout_at};
 
-/// How much of a refused upload is still read, so that its sender gets to read the answer: a client that is still writing
-/// when the connection is reset sees a broken pipe and never the 402.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct DrainBounds {
-    pub(crate) bytes: u64,
-    pub(crate) time: Duration,
-}
+use crate::snapshot::DrainBounds;
 
 /// Write an answer, then drain what the client is still sending.
 pub(super) async fn respond(session: &mut Session, answer: Answer, cors: &Cors, bounds: DrainBounds) -> Result<()> {

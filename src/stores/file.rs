@@ -13,6 +13,7 @@ use licensing::config::{LicenseEntry, PlanSettings, parse_licenses};
 use licensing::license::License;
 use licensing::tenant::TenantId;
 use parking_lot::{Mutex, MutexGuard};
+use serde_json::json;
 
 use super::ledger::{AuditEntry, Entered, Filter, Ledger, LedgerError, Order, Page};
 use super::{Answer, Position, Source, StoreError, StoreName};
@@ -125,7 +126,8 @@ impl Ledger for FileSource {
             && let Some((.., earlier, entered)) = current.entered.iter().find(|(t, k, ..)| *t == tenant && k == key)
         {
             let repeated = Entered { repeated: true, ..entered.clone() };
-            return if earlier == command { Ok(repeated) } else { Err(LedgerError::KeyReused) };
+            let repeats = order.repeats(&json!(earlier), entered.outcome);
+            return if repeats { Ok(repeated) } else { Err(LedgerError::KeyReused) };
         }
         let before = current.holding(tenant);
         let (mut after, outcome) = order.outcome(&before);
@@ -139,7 +141,7 @@ impl Ledger for FileSource {
             current.addons.insert(tenant, after.addons.clone());
         }
         tracing::info!(
-            %tenant, action = command.action(), command = %serde_json::json!(command), actor = author.actor,
+            %tenant, action = command.action(), command = %json!(command), actor = author.actor,
             reason = author.reason, request_id = author.request_id, %outcome, "audit"
         );
         let entered = Entered { before, after, outcome, repeated: false, position: None };

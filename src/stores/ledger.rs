@@ -10,7 +10,7 @@ use licensing::plans::Plans;
 use licensing::tenant::TenantId;
 use licensing::time::Timestamp;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Answer, Position, StoreError};
 
@@ -174,6 +174,17 @@ pub(crate) trait Ledger: Send + Sync {
 }
 
 impl Order<'_> {
+    /// Whether it is the order that was entered as `command`, with this outcome. To ask for a change is another order than to
+    /// make it: what was only written down is never told as made.
+    pub(super) fn repeats(&self, command: &Value, outcome: Outcome) -> bool {
+        let same_kind = match outcome {
+            Outcome::Applied => self.apply,
+            Outcome::Requested => !self.apply,
+            Outcome::Refused(_) => true,
+        };
+        same_kind && *command == json!(self.command)
+    }
+
     /// What becomes of it for whoever holds `before`. The revision is still the former one.
     pub(super) fn outcome(&self, before: &Holding) -> (Holding, Outcome) {
         match amend(self.tenant, before, self.command, self.plans, self.now) {

@@ -126,7 +126,7 @@ async fn enter(client: &Client, order: &Order<'_>) -> Result<Option<Entered>, In
         let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(order.tenant.as_uuid(), Type::UUID), (key, Type::TEXT)];
         if let Some(row) = client.query_typed(EARLIER, &parameters).await?.first() {
             let earlier = Earlier::read(row)?;
-            if earlier.command != json!(order.command) {
+            if !order.repeats(&earlier.command, earlier.entered.outcome) {
                 let none = Holding::default();
                 let refusal =
                     Audited { outcome: "refused: idempotency_key_reused", key: None, before: &none, after: None };

@@ -23,6 +23,7 @@ mod migrations;
 mod notifications;
 mod openapi;
 mod operations;
+mod own_paths;
 mod portal;
 mod real_backend;
 mod reload;

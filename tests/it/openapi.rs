@@ -109,7 +109,7 @@ fn the_document_is_one() {
 #[tokio::test]
 async fn answers_are_as_described() {
     let allow = json!({ "allow": { "header": "X-User-Role", "values": ["owner"] } });
-    let world = World::start_with(|builder| builder.set("/upgrade", allow)).await;
+    let world = World::start_with(|builder| builder.set("/upgrade", allow).set("/limits/drain_timeout", "500ms")).await;
     let mut document = Document::read();
     let tenant = world.tenant("starter").await.to_string();
     let nobody = Uuid::new_v4().to_string();
@@ -169,6 +169,9 @@ async fn answers_are_as_described() {
         }
         let answer = send(&world, "GET", path, &[own, owner], "").await;
         assert_eq!(answer.status, 405);
+        document.check("POST", path, &answer);
+        let answer = send(&world, "POST", path, &[own, owner, media_type, ("Content-Length", "9")], "").await;
+        assert_eq!(answer.status, 408, "a body that does not come");
         document.check("POST", path, &answer);
     }
 

@@ -1,8 +1,8 @@
 //! The configuration is read again on SIGHUP and when its content changes: under load, whole, or not at all.
 
 use std::os::unix::fs::symlink;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -146,6 +146,61 @@ async fn what_cant_be_used_changes_nothing_and_is_told_with_its_place() {
     let metrics = world.proxy.metrics().await;
     assert_eq!(metrics.value("dotmac_config_restart_required", &[]), Some(0.0));
     assert_eq!(hash(&metrics), before);
+    assert_eq!(world.get("/api/v1/crm", tenant).await.status, 402);
+}
+
+/// Whoever writes the file in place may be half through just then, and half of the rules are a valid configuration, in which
+/// less is gated.
+#[tokio::test]
+async fn a_file_that_is_being_written_is_not_used() {
+    let world = World::start().await;
+    let tenant = world.tenant("starter").await;
+    let file = world.proxy.config_file();
+    let mut whole = written(&world.proxy);
+    let rules = whole["routes"]["rules"].take();
+    let members = whole.as_object_mut().expect("an object");
+    members.remove("routes");
+    let mut first: String = members.iter().map(|(key, value)| format!("{key}: {value}\n")).collect();
+    first += "routes:\n  rules:\n";
+    let rules = rules.as_array().expect("a list");
+    let core = rules.iter().position(|rule| rule["feature"].is_string()).expect("a gated rule");
+    let lines = |rules: &[Value]| rules.iter().map(|rule| format!("    - {rule}\n")).collect::<String>();
+    let (core, rest) = (lines(&rules[..core]), lines(&rules[core..]));
+    first += &core;
+    // The half is one that could be used.
+    std::fs::write(&file, &first).expect("the directory is writable");
+    reloaded(&world.proxy, "applied", 1.0).await;
+    assert_eq!(world.get("/api/v1/crm", tenant).await.status, 200);
+    std::fs::write(&file, format!("{first}{rest}")).expect("the directory is writable");
+    reloaded(&world.proxy, "applied", 2.0).await;
+
+    let (stop, stopped) = mpsc::sync_channel::<()>(0);
+    let writer = std::thread::spawn(move || {
+        let pause = || stopped.recv_timeout(Duration::from_millis(15)) == Err(mpsc::RecvTimeoutError::Timeout);
+        let write = |text: String| std::fs::write(&file, text).expect("the directory is writable");
+        let mut times = 0;
+        while pause() {
+            times += 1;
+            write(format!("# {times}\n{first}"));
+            let goes_on = pause();
+            write(format!("# {times}\n{first}{rest}"));
+            if !goes_on {
+                break;
+            }
+        }
+        times
+    });
+    let begun = Instant::now();
+    let mut asked = 0;
+    while begun.elapsed() < Duration::from_secs(4) {
+        assert_eq!(world.get("/api/v1/crm", tenant).await.status, 402, "half of the rules");
+        asked += 1;
+    }
+    drop(stop);
+    let written = writer.join().expect("no panic");
+    println!("{asked} requests while the file was written {written} times");
+    // What is there at the end is what was there at the beginning, apart from a comment.
+    reloaded(&world.proxy, "unchanged", 1.0).await;
     assert_eq!(world.get("/api/v1/crm", tenant).await.status, 402);
 }
 

@@ -178,7 +178,9 @@ async fn who_may_and_what_is_refused() {
         (&[own, owner, json_type], "{", 400, "body_invalid"),
         (&[own, owner, json_type], "{}", 400, "body_invalid"),
         (&[own, owner, json_type], r#"{"new_plan":7}"#, 400, "body_invalid"),
-        (&[own, owner, json_type], &to("enterprise\0"), 400, "body_invalid"),
+        (&[own, owner, json_type], r#"["enterprise"]"#, 400, "body_invalid"),
+        (&[own, owner, json_type], r#"{"new_plan":"\u0000"}"#, 400, "body_invalid"),
+        (&[own, owner, json_type], r#"{"new_plan":"starter","new_plan":"enterprise"}"#, 400, "body_invalid"),
     ] {
         let answer = post(&world.proxy, UPGRADE, headers, body).await;
         assert_eq!((answer.status, &answer.json()["reason"]), (status, &json!(reason)), "{headers:?} {body}");
@@ -320,6 +322,14 @@ async fn a_request_changes_nothing_and_is_announced() {
     assert_eq!(audit(&world, tenant).await, [("upgrade".to_owned(), "requested".to_owned())]);
     let refused = upgrade(&world.proxy, tenant, "starter").await;
     assert_eq!((refused.status, &refused.json()["reason"]), (409, &json!("same_plan")));
+
+    // Where the same key comes to one that applies, what was only asked for is not told as done.
+    let applying = world.builder.clone().set("/upgrade/mode", "apply").start().await;
+    let key = [("Idempotency-Key", "9b1d")];
+    assert_eq!(upgrade_with(&world.proxy, tenant, "enterprise", &key).await.status, 202);
+    let answer = upgrade_with(&applying, tenant, "enterprise", &key).await;
+    assert_eq!((answer.status, &answer.json()["reason"]), (422, &json!("idempotency_key_reused")), "{}", answer.text());
+    assert_eq!(upgrade_with(&world.proxy, tenant, "enterprise", &key).await.status, 202, "told again");
 }
 
 /// Where the database can't be written nothing is changed, and the client is told to come again.

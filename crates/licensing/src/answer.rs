@@ -55,6 +55,8 @@ pub enum Failure {
     TargetTooLong,
     /// The request can't be read to its end.
     RequestBroken,
+    /// The request did not arrive in time.
+    RequestTimeout,
     /// The path is the proxy's own and does not answer this method.
     MethodNotAllowed {
         /// The methods that it answers, as `Allow` lists them.
@@ -227,6 +229,14 @@ impl Answers {
             Failure::RequestBroken => {
                 (400, "Request malformed", "request_malformed", "http_request_error", 3, "The request is malformed.")
             }
+            Failure::RequestTimeout => (
+                408,
+                "Request timeout",
+                "request_timeout",
+                "http_request_error",
+                4,
+                "The request did not arrive in time.",
+            ),
             Failure::MethodNotAllowed { .. } => (
                 405,
                 "Method not allowed",

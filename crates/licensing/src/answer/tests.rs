@@ -173,6 +173,7 @@ fn failures_name_themselves() {
         (Failure::HeadersTooLarge, 431),
         (Failure::TargetTooLong, 414),
         (Failure::RequestBroken, 400),
+        (Failure::RequestTimeout, 408),
         (Failure::MethodNotAllowed { allow: "GET" }, 405),
         (Failure::HandshakeMalformed, 400),
         (Failure::UpgradeRequired, 426),

@@ -8,7 +8,7 @@ use super::policy::UpgradeAllow;
 use super::problem::Collector;
 use super::tenant::{Jwt, TenantSource, TokenPlace};
 use super::{Config, LicenseSource};
-use crate::routes::Place;
+use crate::routes::{Matched, Place, Route, Routes};
 
 /// A path into the configuration, of keys and positions.
 macro_rules! at {
@@ -230,6 +230,7 @@ impl Checker<'_, '_> {
     }
 
     fn api(&mut self) {
+        self.hidden_rules();
         let Some(api) = &self.config.api else { return };
         for (key, paths) in [("paths", &api.paths), ("websocket", &api.websocket)] {
             for (i, path) in paths.iter().enumerate() {
@@ -244,6 +245,25 @@ impl Checker<'_, '_> {
                     && api.paths.iter().any(|licence| licence == below.0)
                 {
                     self.error(&at!["api", key, i], format!("{path} is where {} is upgraded", below.0));
+                }
+            }
+        }
+    }
+
+    /// Rules that nobody comes to, since the path is the proxy's own.
+    fn hidden_rules(&mut self) {
+        let rules = self.config.routes.rules.iter().map(|rule| rule.rule()).collect();
+        // What is wrong with them is told already.
+        let Ok(routes) = Routes::try_new(rules, self.config.routes.options()) else { return };
+        let api = self.config.api.clone().unwrap_or_default();
+        for (key, paths) in [("paths", &api.paths), ("websocket", &api.websocket)] {
+            for (i, path) in paths.iter().enumerate() {
+                let Ok(route) = routes.resolve("GET", path.as_bytes()) else { continue };
+                if let Route::Gated(_) | Route::Denied(Some(_)) = &route
+                    && let Some(Matched { rule, .. }) = route.rules().first()
+                {
+                    let message = format!("{path} is answered by the proxy itself: the rule `{rule}` has no say there");
+                    self.warning(&at!["api", key, i], message);
                 }
             }
         }

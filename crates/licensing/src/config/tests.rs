@@ -349,6 +349,19 @@ const CHANGES: &[Case] = &[
     ),
     (&["api: { paths: [], websocket: [] }"], &[]),
     (
+        &["api: { paths: [/license, /crm/license, /crm] }"],
+        &[
+            "8:26: warning: api.paths[1]: /crm/license is answered by the proxy itself: the rule `prefix /crm` has no say there",
+            "8:40: warning: api.paths[2]: /crm is answered by the proxy itself: the rule `prefix /crm` has no say there",
+        ],
+    ),
+    (
+        &["routes: { rules: [{ prefix: /license, access: always }, { prefix: /ws, access: deny }], unmatched: deny }"],
+        &[
+            "1:1: warning: api.websocket[1]: /ws/license is answered by the proxy itself: the rule `prefix /ws` has no say there",
+        ],
+    ),
+    (
         &[
             "api: { paths: [license, /a//b, /l, /l, /v~1/l-x_y.z], websocket: [/l, /l/upgrade, /x/../y, /w/, '/w%20', /] }",
         ],

@@ -55,7 +55,7 @@ const FROM_TRUSTED: [&str; 8] = [
 const ALWAYS_OURS: [&str; 2] = ["x-tenant-id", "x-request-id"];
 
 /// Under this name the upstream is told who asks, under whatever name the gateway said it.
-pub(super) const X_TENANT_ID: HeaderName = HeaderName::from_static("x-tenant-id");
+pub(crate) const X_TENANT_ID: HeaderName = HeaderName::from_static("x-tenant-id");
 
 /// How requests are read, from configuration.
 pub(crate) struct Intake {
@@ -330,11 +330,13 @@ impl Intake {
         values.into_iter().any(|value| value.as_bytes() == role.as_bytes())
     }
 
-    /// Who it is that may upgrade, for the audit: whom the token is about, or else in which role they come.
+    /// Who it is that may upgrade, for the audit: whom the token is about, or else in which role they come, if that is one to
+    /// go by. What anybody else says of themselves is not written down.
     pub(crate) fn actor(&self, facts: &Facts, headers: &HeaderMap) -> String {
         let role = || {
             let value = headers.get(&self.role.as_ref()?.header)?;
-            Some(format!("role {}", String::from_utf8_lossy(value.as_bytes())))
+            let believed = facts.trusted && self.allows_upgrade(value);
+            believed.then(|| format!("role {}", String::from_utf8_lossy(value.as_bytes())))
         };
         let subject = facts.subject.as_ref().map(|subject| subject.to_string());
         subject.or_else(role).unwrap_or_else(|| "the tenant".to_owned())

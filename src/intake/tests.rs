@@ -251,6 +251,55 @@ fn roles() {
     }
 }
 
+/// The audit names nobody by what a stranger says, or somebody who may not.
+#[test]
+fn whose_upgrade_it_is() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let signer = Signer::new("HS256", "k");
+    std::fs::write(dir.path().join("k.json"), jwk_set(&[&signer]).to_string()).expect("written");
+    let sources =
+        "[{ header: X-Tenant-ID }, { jwt: { from: [authorization, { cookie: access_token }], keys: k.json } }]";
+    let allow = json!({ "allow": { "header": "X-User-Role", "values": ["owner"],
+                                   "jwt": { "claim": "role", "values": ["owner"] } } });
+    let intake = intake_with(sources, Some(allow), &dir.path().join("proxy.yaml"));
+    let token = |role: &str, subject: Option<&str>| {
+        signer.token(&json!({ "exp": 100, "tenant_id": A, "role": role, "sub": subject }))
+    };
+    let bearer = |role, subject| format!("Bearer {}", token(role, subject));
+    let cookie = |role, subject| format!("access_token={}", token(role, subject));
+    let (authorization, role) = ("Authorization", "X-User-Role");
+    for (peer, headers, expected) in [
+        (STRANGER, vec![(authorization, bearer("owner", Some("jane")))], "jane"),
+        (STRANGER, vec![(authorization, bearer("owner", None))], "the tenant"),
+        (STRANGER, vec![(authorization, bearer("owner", None)), (role, "owner".to_owned())], "the tenant"),
+        (GATEWAY, vec![(authorization, bearer("owner", None)), (role, "viewer".to_owned())], "the tenant"),
+        (GATEWAY, vec![("X-Tenant-ID", A.to_owned()), (role, "owner".to_owned())], "role owner"),
+        (GATEWAY, vec![(authorization, bearer("viewer", Some("joe"))), (role, "owner".to_owned())], "joe"),
+        (
+            STRANGER,
+            vec![(authorization, bearer("owner", Some("jane"))), ("Cookie", cookie("viewer", Some("joe")))],
+            "jane",
+        ),
+        (
+            STRANGER,
+            vec![("Cookie", cookie("viewer", Some("joe"))), (authorization, bearer("owner", Some("jane")))],
+            "jane",
+        ),
+        (
+            STRANGER,
+            vec![("Cookie", cookie("viewer", Some("joe"))), (authorization, bearer("owner", None))],
+            "the tenant",
+        ),
+    ] {
+        let pairs: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let facts = read_by(&intake, peer, &pairs).expect("no fault");
+        assert!(facts.may_upgrade, "{headers:?}");
+        let header = |(name, value): &(&str, &str)| Some((name.parse().ok()?, HeaderValue::from_str(value).ok()?));
+        let map: HeaderMap = pairs.iter().filter_map(header).collect();
+        assert_eq!(intake.actor(&facts, &map), expected, "{headers:?}");
+    }
+}
+
 #[test]
 fn what_a_websocket_is_answered_and_a_page_is_asked_for() {
     let find = |headers: &[(&str, &str)]| {

@@ -129,8 +129,11 @@ impl Who {
                     self.hear(Identity::Tenant(*tenant), via);
                     self.canonical = Some(canonical.clone());
                     self.expires = Some(self.expires.map_or(verified.expires, |other| other.min(verified.expires)));
+                    // Of several whoever may upgrade, since that is who is asked for.
+                    if !self.may_upgrade && (verified.may_upgrade || self.subject.is_none()) {
+                        self.subject.clone_from(&verified.subject);
+                    }
                     self.may_upgrade |= verified.may_upgrade;
-                    self.subject.clone_from(&verified.subject);
                 }
             }
         }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 const MAX_LENGTH: usize = 128;
 
 /// The id of a request, of which the client said this.
-pub(super) fn of(said: Option<&HeaderValue>) -> HeaderValue {
+pub(crate) fn of(said: Option<&HeaderValue>) -> HeaderValue {
     match said {
         Some(value) if is_plain(value.as_bytes()) => value.clone(),
         _ => new(),
@@ -16,7 +16,7 @@ pub(super) fn of(said: Option<&HeaderValue>) -> HeaderValue {
 }
 
 /// The id of a request whose headers have not been read to their end.
-pub(super) fn said_in(request: &RequestHeader) -> HeaderValue {
+pub(crate) fn said_in(request: &RequestHeader) -> HeaderValue {
     only_of(&request.headers)
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use arc_swap::ArcSwap;
@@ -13,13 +14,11 @@ use licensing::routes::Routes;
 use licensing::{answer::Answers, config};
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 
-use super::intake::{Facts, Intake};
-use super::respond::DrainBounds;
 use crate::api::paths::ApiPaths;
 use crate::gate::{Policy, RulePolicy};
 use crate::identity::Tokens;
-use crate::reload::fingerprint;
-use crate::settings::Settings;
+use crate::intake::{Facts, Intake};
+use crate::settings::{Settings, fingerprint};
 
 /// The snapshot in use. A request goes by the one that it took at its beginning, whatever is swapped in meanwhile.
 pub(crate) type Snapshots = Arc<ArcSwap<Snapshot>>;
@@ -40,6 +39,14 @@ pub(crate) struct Snapshot {
     pub(crate) config_hash: String,
     /// What tells whether the files that the configuration names were the same.
     pub(crate) inputs: u64,
+}
+
+/// How much of a refused upload is still read, so that its sender gets to read the answer: a client that is still writing
+/// when the connection is reset sees a broken pipe and never the 402.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DrainBounds {
+    pub(crate) bytes: u64,
+    pub(crate) time: Duration,
 }
 
 /// The upstream, as pingora wants to have it described.
@@ -99,7 +106,7 @@ impl Upstream {
         Ok(Self { plain, stripping: peer })
     }
 
-    pub(super) fn peer_for(&self, facts: &Facts) -> &HttpPeer {
+    pub(crate) fn peer_for(&self, facts: &Facts) -> &HttpPeer {
         if facts.hop_by_hop { &self.stripping } else { &self.plain }
     }
 }
