@@ -178,7 +178,7 @@ impl Assembly {
         let phases = server.watch_execution_phase();
         let drain = config.shutdown.drain.get();
         let timeout = config.shutdown.timeout.get().saturating_sub(drain);
-        let end = End { metrics: Arc::clone(&self.metrics), access_log, timeout };
+        let end = End { metrics: Arc::clone(&self.metrics), manage: self.manage.clone(), access_log, timeout };
         std::thread::Builder::new().name("shutdown".to_owned()).spawn(move || end.after(phases))?;
         tracing::info!(
             proxy = %config.listen.proxy, ops = %config.listen.ops, upstream = %config.upstream.address,
@@ -494,6 +494,7 @@ impl ShutdownSignalWatch for Signals {
 /// Ends the process once the listener is closed and nothing is in flight. Pingora itself would sleep a fixed time.
 struct End {
     metrics: Arc<Metrics>,
+    manage: Option<Arc<Manage>>,
     access_log: Option<AccessLog>,
     /// How long in-flight requests may still take.
     timeout: Duration,
@@ -505,7 +506,8 @@ impl End {
         use pingora::server::ExecutionPhase::{ShutdownGracePeriod, ShutdownRuntimes};
         while !matches!(phases.blocking_recv(), Ok(ShutdownGracePeriod | ShutdownRuntimes) | Err(_)) {}
         let deadline = Instant::now() + self.timeout;
-        while self.metrics.unfinished() != (0, 0) && Instant::now() < deadline {
+        let busy = || self.manage.as_ref().is_some_and(|manage| manage.is_busy());
+        while (self.metrics.unfinished() != (0, 0) || busy()) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(10));
         }
         let (requests, websockets) = self.metrics.unfinished();

@@ -14,7 +14,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use axum::{RequestExt, Router};
-use licensing::amend::{Command, Holding};
+use licensing::amend::{Command, End, Holding};
 use licensing::config::Duration;
 use licensing::tenant::TenantId;
 use licensing::time::Timestamp;
@@ -26,7 +26,6 @@ pub(crate) use self::guard::Guard;
 use self::refusal::Refusal;
 use crate::api::body;
 use crate::api::headers::{MAX_KEY_BYTES, idempotency_key};
-use crate::clock::wall_clock;
 use crate::explain::{Asked, Explainer};
 use crate::licenses::Told;
 use crate::manage::{Amended, Author, Manage};
@@ -140,8 +139,8 @@ struct Grant {
 async fn grant(State(admin): State<Admin>, Tenant(tenant): Tenant, order: Order<Grant>) -> Answer {
     let author = order.author(&order.body.reason, order.body.actor.as_deref())?;
     let Grant { feature, span, until, limit_delta, .. } = order.body;
-    let until = end_of(span, until)?;
-    admin.amend(tenant, Command::Grant { feature, limit_delta, until }, author).await
+    let end = end_of(span, until)?;
+    admin.amend(tenant, Command::Grant { feature, limit_delta, end }, author).await
 }
 
 #[derive(Deserialize)]
@@ -169,8 +168,8 @@ struct Extend {
 
 async fn extend(State(admin): State<Admin>, Tenant(tenant): Tenant, order: Order<Extend>) -> Answer {
     let author = order.author(&order.body.reason, order.body.actor.as_deref())?;
-    let until = end_of(order.body.span, order.body.until)?;
-    admin.amend(tenant, Command::Extend { until }, author).await
+    let end = end_of(order.body.span, order.body.until)?;
+    admin.amend(tenant, Command::Extend { end }, author).await
 }
 
 #[derive(Deserialize)]
@@ -241,11 +240,11 @@ fn told(told: &Told) -> Value {
     }
 }
 
-/// A moment that is given as a span from now, or as itself.
-fn end_of(span: Option<Duration>, until: Option<Timestamp>) -> Result<Timestamp, Refusal> {
+/// An end that is given as a span, or as a time.
+fn end_of(span: Option<Duration>, until: Option<Timestamp>) -> Result<End, Refusal> {
     match (span, until) {
-        (Some(span), None) => Ok(wall_clock().plus(span.get())),
-        (None, Some(until)) => Ok(until),
+        (Some(span), None) => Ok(End::after(span.get())),
+        (None, Some(until)) => Ok(End::At(until)),
         _ => Err(Refusal::bad(
             "body_invalid",
             "say either for, such as 4h, or until: a date, an RFC 3339 time, or never",

@@ -16,6 +16,9 @@ use super::headers::idempotency_key;
 use super::license::{Basis, Call, LicenseApi, Reply, refuse};
 use crate::manage::{Author, Manage, ManageError};
 
+/// The longest name of a plan, as `tenant_licenses.plan_tier` has it: what is longer is not even written down as refused.
+const MAX_PLAN_BYTES: usize = 50;
+
 /// What an upgrade is made by.
 #[derive(Clone)]
 pub(crate) struct UpgradeApi {
@@ -75,8 +78,12 @@ impl UpgradeApi {
             let body = asked.body.ok_or_else(|| call.fail(Failure::BodyTooLarge))?;
             body::read(body).map_err(|_| call.fail(Failure::BodyInvalid))?
         };
+        if wish.new_plan.len() > MAX_PLAN_BYTES {
+            return Err(call.fail(Failure::BodyInvalid));
+        }
         let author = asked.author()?;
-        let command = Command::Upgrade { plan: wish.new_plan.clone(), downgrade: asked.downgrade };
+        let command =
+            Command::Upgrade { plan: wish.new_plan.clone(), downgrade: asked.downgrade, grace: call.policy.grace };
         let Some(manage) = &self.manage else { return Err(refuse(call, Reason::StoreUnavailable)) };
         let failed = |error| self.failed(call, error);
         match asked.mode {
@@ -100,6 +107,7 @@ impl UpgradeApi {
         let answers = &call.policy.answers;
         match error {
             ManageError::Refused { refused: Refused::NoLicense, .. } => refuse(call, Reason::NoLicense),
+            ManageError::Refused { refused: Refused::LicenseExpired, .. } => refuse(call, Reason::LicenseExpired),
             ManageError::Refused { refused, message } => {
                 let answer = answers.change_refused(refused, message, call.request_id, call.format);
                 Reply { answer, basis: Basis::default() }

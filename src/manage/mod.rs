@@ -12,17 +12,23 @@ use licensing::config::PlanSettings;
 use licensing::plans::Plans;
 use licensing::tenant::TenantId;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
 use crate::clock::wall_clock;
 use crate::licenses::{Announcer, Told};
 pub(crate) use crate::stores::{AuditEntry, Author, Filter, Page};
-use crate::stores::{Change, Entered, Ledger, LedgerError, Order, Outcome, StoreError};
+use crate::stores::{Change, Entered, Ledger, LedgerError, Order, Outcome, StoreError, StoreName};
+
+/// How much is under way at once. All wait for the same few connections, so that the last would wait for seconds.
+const ROOM: usize = 64;
 
 /// Changes licences, and sees to it that what was is not used any more.
 pub(crate) struct Manage {
     shared: Arc<Shared>,
     /// Where changes are made: not on the caller's task, which ends when its client leaves.
     runtime: Handle,
+    /// Room for what is under way.
+    room: Arc<Semaphore>,
 }
 
 struct Shared {
@@ -78,7 +84,11 @@ pub(crate) enum ManageError {
 impl Manage {
     /// Put it together. Nothing is connected yet.
     pub(crate) fn new(ledger: Arc<dyn Ledger>, announcer: Announcer, plans: Plans, runtime: Handle) -> Self {
-        Self { shared: Arc::new(Shared { ledger, announcer, plans: ArcSwap::from_pointee(plans) }), runtime }
+        Self {
+            shared: Arc::new(Shared { ledger, announcer, plans: ArcSwap::from_pointee(plans) }),
+            runtime,
+            room: Arc::new(Semaphore::new(ROOM)),
+        }
     }
 
     /// What is sold has changed: the plans, and all that can be sold, see [`licensing::config::Config::catalogue`].
@@ -168,6 +178,11 @@ impl Manage {
         self.apart(async move { Ok(shared.ledger.audit(tenant, limit).await?) }).await
     }
 
+    /// Whether something is under way, perhaps for a client that has left.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.room.available_permits() < ROOM
+    }
+
     /// For as long as the program runs: close what lies idle.
     pub(crate) async fn keep_house(self: Arc<Self>) {
         const INTERVAL: Duration = Duration::from_secs(10);
@@ -182,6 +197,14 @@ impl Manage {
         &self,
         work: impl Future<Output = Result<T, ManageError>> + Send + 'static,
     ) -> Result<T, ManageError> {
+        let Ok(room) = Arc::clone(&self.room).try_acquire_owned() else {
+            let message = "more changes are under way than are made at once";
+            return Err(StoreError::unavailable(StoreName::Postgres, message).into());
+        };
+        let work = async move {
+            let _room = room;
+            work.await
+        };
         let ended = self.runtime.spawn(work).await;
         ended.unwrap_or_else(|error| Err(ManageError::Unknown(format!("the task that made the change ended: {error}"))))
     }

@@ -1,5 +1,6 @@
 use std::time::Instant;
 
+use licensing::amend::End;
 use licensing::enforcement::Mode;
 use licensing::time::Timestamp;
 
@@ -53,7 +54,7 @@ fn author(key: Option<&str>) -> Author {
 }
 
 fn upgrade(plan: &str) -> Command {
-    Command::Upgrade { plan: plan.into(), downgrade: false }
+    Command::Upgrade { plan: plan.into(), downgrade: false, grace: Duration::ZERO }
 }
 
 #[tokio::test]
@@ -69,7 +70,7 @@ async fn the_next_request_sees_what_was_changed() {
         let command = if i % 2 == 0 {
             Command::Revoke { feature: "crm".into() }
         } else {
-            Command::Grant { feature: "crm".into(), limit_delta: None, until: Timestamp::INFINITY }
+            Command::Grant { feature: "crm".into(), limit_delta: None, end: End::At(Timestamp::INFINITY) }
         };
         manage.amend(TENANT, &command, &author(None)).await.expect("a change");
         assert_eq!(features(&licenses).await, if i % 2 == 0 { "" } else { "crm" });

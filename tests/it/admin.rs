@@ -197,11 +197,21 @@ async fn the_same_key_does_it_once() {
     assert_eq!((&first.json()["repeated"], &second.json()["repeated"]), (&json!(false), &json!(true)));
     assert_eq!(first.json()["license"], second.json()["license"]);
     assert_refusal(&call("projects", "k1").await, 422, "idempotency_key_reused");
+    // A span is the same span later on.
+    let call_for = async || {
+        let body = json!({ "feature": "analytics", "for": "4h", "reason": "a trial" });
+        admin.call_with("POST", &grant, Some(body), &[("Idempotency-Key", "k2")]).await
+    };
+    let first = call_for().await;
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    let second = call_for().await;
+    assert_eq!((first.status, second.status), (200, 200), "{}", second.text());
+    assert_eq!((&first.json()["addons"], &second.json()["repeated"]), (&second.json()["addons"], &json!(true)));
     for key in ["", &"x".repeat(256)] {
         assert_refusal(&call("crm", key).await, 400, "idempotency_key_invalid");
     }
     let applied = admin.audit(tenant).await.as_array().expect("rows").iter().filter(|row| row[3] == "applied").count();
-    assert_eq!(applied, 1);
+    assert_eq!(applied, 2);
 }
 
 /// A table of what can be wrong with a request, and with what it asks for.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::license::{Features, License};
+use crate::license::{Features, License, Validity};
 use crate::plans::{Plan, Plans};
 use crate::tenant::TenantId;
 use crate::time::Timestamp;
@@ -60,8 +60,12 @@ pub enum Command {
     Upgrade {
         /// The plan.
         plan: String,
-        /// Whether it may be a cheaper one.
+        /// Whether it may be a cheaper one: by configuration, and hence no part of what is asked for.
+        #[serde(skip)]
         downgrade: bool,
+        /// How long past its end a licence with `auto_renew` is served; likewise.
+        #[serde(skip)]
+        grace: Duration,
     },
     /// One feature more, by an add-on. It survives changes of the plan. A grant that is there is never shortened.
     Grant {
@@ -70,8 +74,8 @@ pub enum Command {
         /// See [`Addon::limit_delta`]. None: as it is, where it is granted already.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         limit_delta: Option<i64>,
-        /// Until when; infinity is for good.
-        until: Timestamp,
+        /// When it ends; counted from now. Infinity is for good.
+        end: End,
     },
     /// One feature less, its add-on included. If the plan gives the feature, the licence differs from its plan from then on;
     /// [`Command::Reapply`] and a change of the plan bring it back.
@@ -81,8 +85,8 @@ pub enum Command {
     },
     /// A later end of the licence.
     Extend {
-        /// Until when it holds.
-        until: Timestamp,
+        /// When it ends; counted from its present end, or from now if that has passed.
+        end: End,
     },
     /// What the licence includes is its plan, as it is sold today, and the add-ons; nothing that plain SQL has put there
     /// remains.
@@ -91,6 +95,31 @@ pub enum Command {
     /// What has ended is forgotten. It was not in force any more, so nothing else changes: see [`Command::is_housekeeping`].
     #[serde(rename = "addon_ended")]
     Tidy,
+}
+
+/// When something ends. What is asked for again by the same idempotency key is the same span, whatever the time is by then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum End {
+    /// At this time.
+    At(Timestamp),
+    /// After so many seconds.
+    InSeconds(u64),
+}
+
+impl End {
+    /// After `span`, in whole seconds.
+    pub const fn after(span: Duration) -> Self {
+        Self::InSeconds(span.as_secs())
+    }
+
+    /// The time, if spans are counted from `begin`.
+    fn from(self, begin: Timestamp) -> Timestamp {
+        match self {
+            Self::At(time) => time,
+            Self::InSeconds(seconds) => begin.plus(Duration::from_secs(seconds)),
+        }
+    }
 }
 
 /// Why a change is refused. The names are part of the public contract: answers and the audit use them.
@@ -106,6 +135,8 @@ pub enum Refused {
     DowngradeNotAllowed,
     /// The tenant has no licence.
     NoLicense,
+    /// The tenant's licence has ended: another plan would not make it hold.
+    LicenseExpired,
     /// The tenant has not got that feature.
     NotGranted,
     /// The feature is granted until later already.
@@ -166,9 +197,12 @@ pub fn amend(
             }
             after.follow(plan);
         }
-        Command::Upgrade { plan, downgrade } => {
+        Command::Upgrade { plan, downgrade, grace } => {
             let wanted = plans.get(plan).ok_or(Refused::UnknownPlan)?;
             let license = after.license.as_ref().ok_or(Refused::NoLicense)?;
+            if license.validity(*grace, now) == Validity::Expired {
+                return Err(Refused::LicenseExpired);
+            }
             if *license.plan == *wanted.name {
                 return Err(Refused::SamePlan);
             }
@@ -179,17 +213,20 @@ pub fn amend(
             }
             after.follow(wanted);
         }
-        Command::Grant { feature, limit_delta, until } => after.grant(feature, *limit_delta, *until, plans, now)?,
+        Command::Grant { feature, limit_delta, end } => {
+            after.grant(feature, *limit_delta, end.from(now), plans, now)?;
+        }
         Command::Revoke { feature } => after.revoke(feature, plans)?,
-        Command::Extend { until } => {
+        Command::Extend { end } => {
             let license = after.license.as_mut().ok_or(Refused::NoLicense)?;
-            if *until <= license.valid_until {
+            let until = end.from(license.valid_until.max(now));
+            if until <= license.valid_until {
                 return Err(Refused::ValidLonger);
             }
-            if *until <= now {
+            if until <= now {
                 return Err(Refused::InThePast);
             }
-            license.valid_until = *until;
+            license.valid_until = until;
         }
         Command::Reapply => {
             let license = after.license.as_ref().ok_or(Refused::NoLicense)?;
@@ -363,12 +400,13 @@ fn base_limit(plan: &Plan, feature: &str) -> Base {
 
 impl Refused {
     /// Every reason.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::UnknownPlan,
         Self::UnknownFeature,
         Self::SamePlan,
         Self::DowngradeNotAllowed,
         Self::NoLicense,
+        Self::LicenseExpired,
         Self::NotGranted,
         Self::GrantedLonger,
         Self::ValidLonger,
@@ -383,6 +421,7 @@ impl Refused {
             Self::SamePlan => "same_plan",
             Self::DowngradeNotAllowed => "downgrade_not_allowed",
             Self::NoLicense => "no_license",
+            Self::LicenseExpired => "license_expired",
             Self::NotGranted => "not_granted",
             Self::GrantedLonger => "granted_longer",
             Self::ValidLonger => "valid_longer",
@@ -394,6 +433,7 @@ impl Refused {
     pub const fn status(self) -> u16 {
         match self {
             Self::NoLicense => 404,
+            Self::LicenseExpired => 402,
             Self::DowngradeNotAllowed => 403,
             Self::SamePlan | Self::NotGranted | Self::GrantedLonger | Self::ValidLonger => 409,
             Self::UnknownPlan | Self::UnknownFeature | Self::InThePast => 422,
@@ -421,6 +461,7 @@ impl Refused {
             Self::SamePlan => format!("the tenant has the plan {wanted} already"),
             Self::DowngradeNotAllowed => format!("{wanted} is a cheaper plan than {plan}"),
             Self::NoLicense => "the tenant has no licence: a plan has to be set first".to_owned(),
+            Self::LicenseExpired => "the licence has ended: it has to be extended first".to_owned(),
             Self::NotGranted => format!("the tenant has not got {wanted}"),
             Self::GrantedLonger => {
                 let until = holding.addon(wanted).map_or(Timestamp::INFINITY, |addon| addon.valid_until);

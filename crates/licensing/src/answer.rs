@@ -93,6 +93,176 @@ pub struct Answers {
     status: Vec<(Reason, u16)>,
 }
 
+/// What a failure means to a client.
+struct FailureMeaning {
+    status: u16,
+    /// The member `error`.
+    title: &'static str,
+    /// The member `reason`.
+    reason: &'static str,
+    /// The error of `Proxy-Status` (RFC 9209 section 2.3).
+    error: &'static str,
+    /// The gRPC status code.
+    grpc: u8,
+    /// The member `message`.
+    text: &'static str,
+}
+
+impl Failure {
+    /// The table.
+    const fn meaning(self) -> FailureMeaning {
+        const fn row(
+            status: u16,
+            title: &'static str,
+            reason: &'static str,
+            error: &'static str,
+            grpc: u8,
+            text: &'static str,
+        ) -> FailureMeaning {
+            FailureMeaning { status, title, reason, error, grpc, text }
+        }
+        match self {
+            Self::UpstreamUnreachable => row(
+                502,
+                "Bad gateway",
+                "upstream_unreachable",
+                "destination_unavailable",
+                14,
+                "The application can't be reached.",
+            ),
+            Self::UpstreamBroken => row(
+                502,
+                "Bad gateway",
+                "upstream_broken",
+                "connection_terminated",
+                14,
+                "The application ended the connection.",
+            ),
+            Self::UpstreamTimeout => row(
+                504,
+                "Gateway timeout",
+                "upstream_timeout",
+                "http_response_timeout",
+                4,
+                "The application did not answer in time.",
+            ),
+            Self::HeadersTooLarge => row(
+                431,
+                "Request header fields too large",
+                "headers_too_large",
+                "http_request_error",
+                8,
+                "The request's headers are too many or too large.",
+            ),
+            Self::TargetTooLong => row(
+                414,
+                "URI too long",
+                "target_too_long",
+                "http_request_error",
+                3,
+                "The request's target is too long.",
+            ),
+            Self::RequestBroken => {
+                row(400, "Request malformed", "request_malformed", "http_request_error", 3, "The request is malformed.")
+            }
+            Self::RequestTimeout => row(
+                408,
+                "Request timeout",
+                "request_timeout",
+                "http_request_error",
+                4,
+                "The request did not arrive in time.",
+            ),
+            Self::MethodNotAllowed { .. } => row(
+                405,
+                "Method not allowed",
+                "method_not_allowed",
+                "http_request_error",
+                12,
+                "The path does not answer this method.",
+            ),
+            Self::HandshakeMalformed => row(
+                400,
+                "WebSocket handshake malformed",
+                "websocket_malformed",
+                "http_request_error",
+                3,
+                "A WebSocket is opened over HTTP/1.1 as RFC 6455 has it.",
+            ),
+            Self::UpgradeRequired => row(
+                426,
+                "Upgrade required",
+                "upgrade_required",
+                "http_request_error",
+                9,
+                "The path is a WebSocket of version 13.",
+            ),
+            Self::OriginNotAllowed => row(
+                403,
+                "Origin not allowed",
+                "origin_not_allowed",
+                "http_request_denied",
+                7,
+                "Pages of this origin may not act for their visitors here.",
+            ),
+            Self::RoleNotAllowed => row(
+                403,
+                "Not allowed",
+                "not_allowed",
+                "http_request_denied",
+                7,
+                "Upgrading takes a role that this request does not come with.",
+            ),
+            Self::UnsupportedMediaType => row(
+                415,
+                "Unsupported media type",
+                "unsupported_media_type",
+                "http_request_error",
+                3,
+                "The body must be application/json.",
+            ),
+            Self::BodyTooLarge => {
+                row(413, "Content too large", "body_too_large", "http_request_error", 8, "The body is too large.")
+            }
+            Self::BodyInvalid => row(
+                400,
+                "Body invalid",
+                "body_invalid",
+                "http_request_error",
+                3,
+                "The body must be a JSON object such as {\"new_plan\":\"professional\"}.",
+            ),
+            Self::IdempotencyKeyInvalid => row(
+                400,
+                "Idempotency key invalid",
+                "idempotency_key_invalid",
+                "http_request_error",
+                3,
+                "One Idempotency-Key of 1 to 255 characters of ASCII is taken.",
+            ),
+            Self::IdempotencyKeyReused => row(
+                422,
+                "Idempotency key reused",
+                "idempotency_key_reused",
+                "http_request_error",
+                9,
+                "The Idempotency-Key has been used for another request.",
+            ),
+            Self::OutcomeUnknown => row(
+                503,
+                "Outcome unknown",
+                "outcome_unknown",
+                "proxy_internal_error",
+                14,
+                "The change may have been made or not; the same request with the same Idempotency-Key tells.",
+            ),
+            Self::Internal => {
+                row(500, "Internal error", "proxy_error", "proxy_internal_error", 13, "The licence proxy failed.")
+            }
+        }
+    }
+}
+
 impl Format {
     /// What the request's `Content-Type` and `Accept` ask for. gRPC clients are known by the former; problem details are
     /// given to those that list them and do not weigh them with zero (RFC 9110 section 12.5.1).
@@ -190,140 +360,7 @@ impl Answers {
 
     /// Say that the exchange with the upstream failed.
     pub fn failure(&self, failure: Failure, request_id: &str, format: Format) -> Answer {
-        let (status, title, reason, error, grpc, text) = match failure {
-            Failure::UpstreamUnreachable => (
-                502,
-                "Bad gateway",
-                "upstream_unreachable",
-                "destination_unavailable",
-                14,
-                "The application can't be reached.",
-            ),
-            Failure::UpstreamBroken => (
-                502,
-                "Bad gateway",
-                "upstream_broken",
-                "connection_terminated",
-                14,
-                "The application ended the connection.",
-            ),
-            Failure::UpstreamTimeout => (
-                504,
-                "Gateway timeout",
-                "upstream_timeout",
-                "http_response_timeout",
-                4,
-                "The application did not answer in time.",
-            ),
-            Failure::HeadersTooLarge => (
-                431,
-                "Request header fields too large",
-                "headers_too_large",
-                "http_request_error",
-                8,
-                "The request's headers are too many or too large.",
-            ),
-            Failure::TargetTooLong => {
-                (414, "URI too long", "target_too_long", "http_request_error", 3, "The request's target is too long.")
-            }
-            Failure::RequestBroken => {
-                (400, "Request malformed", "request_malformed", "http_request_error", 3, "The request is malformed.")
-            }
-            Failure::RequestTimeout => (
-                408,
-                "Request timeout",
-                "request_timeout",
-                "http_request_error",
-                4,
-                "The request did not arrive in time.",
-            ),
-            Failure::MethodNotAllowed { .. } => (
-                405,
-                "Method not allowed",
-                "method_not_allowed",
-                "http_request_error",
-                12,
-                "The path does not answer this method.",
-            ),
-            Failure::HandshakeMalformed => (
-                400,
-                "WebSocket handshake malformed",
-                "websocket_malformed",
-                "http_request_error",
-                3,
-                "A WebSocket is opened over HTTP/1.1 as RFC 6455 has it.",
-            ),
-            Failure::UpgradeRequired => (
-                426,
-                "Upgrade required",
-                "upgrade_required",
-                "http_request_error",
-                9,
-                "The path is a WebSocket of version 13.",
-            ),
-            Failure::OriginNotAllowed => (
-                403,
-                "Origin not allowed",
-                "origin_not_allowed",
-                "http_request_denied",
-                7,
-                "Pages of this origin may not act for their visitors here.",
-            ),
-            Failure::RoleNotAllowed => (
-                403,
-                "Not allowed",
-                "not_allowed",
-                "http_request_denied",
-                7,
-                "Upgrading takes a role that this request does not come with.",
-            ),
-            Failure::UnsupportedMediaType => (
-                415,
-                "Unsupported media type",
-                "unsupported_media_type",
-                "http_request_error",
-                3,
-                "The body must be application/json.",
-            ),
-            Failure::BodyTooLarge => {
-                (413, "Content too large", "body_too_large", "http_request_error", 8, "The body is too large.")
-            }
-            Failure::BodyInvalid => (
-                400,
-                "Body invalid",
-                "body_invalid",
-                "http_request_error",
-                3,
-                "The body must be a JSON object such as {\"new_plan\":\"professional\"}.",
-            ),
-            Failure::IdempotencyKeyInvalid => (
-                400,
-                "Idempotency key invalid",
-                "idempotency_key_invalid",
-                "http_request_error",
-                3,
-                "One Idempotency-Key of 1 to 255 characters of ASCII is taken.",
-            ),
-            Failure::IdempotencyKeyReused => (
-                422,
-                "Idempotency key reused",
-                "idempotency_key_reused",
-                "http_request_error",
-                9,
-                "The Idempotency-Key has been used for another request.",
-            ),
-            Failure::OutcomeUnknown => (
-                503,
-                "Outcome unknown",
-                "outcome_unknown",
-                "proxy_internal_error",
-                14,
-                "The change may have been made or not; the same request with the same Idempotency-Key tells.",
-            ),
-            Failure::Internal => {
-                (500, "Internal error", "proxy_error", "proxy_internal_error", 13, "The licence proxy failed.")
-            }
-        };
+        let FailureMeaning { status, title, reason, error, grpc, text } = failure.meaning();
         let members = Members {
             error: title,
             feature: None,

@@ -1,14 +1,13 @@
 //! `license set-plan`, `grant`, `revoke` and `extend`: changes of one tenant's licence.
 
 use clap::Args;
-use licensing::amend::Command;
+use licensing::amend::{Command, End};
 use licensing::config::Duration;
 use licensing::tenant::TenantId;
 use licensing::time::Timestamp;
 
 use super::print::{Changed, describe_change};
 use super::{Common, Failure, Who};
-use crate::clock::wall_clock;
 use crate::licenses::Told;
 use crate::manage::Manage;
 
@@ -79,8 +78,9 @@ impl SetPlan {
 
 impl Grant {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let until = self.span.map(|span| wall_clock().plus(span.get())).or(self.until).unwrap_or(Timestamp::INFINITY);
-        let command = Command::Grant { feature: self.feature, limit_delta: self.limit_delta, until };
+        let span = self.span.map(|span| End::after(span.get()));
+        let end = span.unwrap_or_else(|| End::At(self.until.unwrap_or(Timestamp::INFINITY)));
+        let command = Command::Grant { feature: self.feature, limit_delta: self.limit_delta, end };
         self.common.with(async |manage, _| amend(manage, self.tenant, &command, &self.who, &self.common).await)
     }
 }
@@ -94,17 +94,9 @@ impl Revoke {
 
 impl Extend {
     pub(super) fn run(&self) -> Result<(), Failure> {
-        self.common.with(async |manage, _| {
-            let end = match (self.until, self.by) {
-                (Some(until), _) => until,
-                (None, by) => {
-                    let now = wall_clock();
-                    let end = manage.holding(self.tenant).await?.license.map_or(now, |license| license.valid_until);
-                    end.max(now).plus(by.map(Duration::get).unwrap_or_default())
-                }
-            };
-            amend(manage, self.tenant, &Command::Extend { until: end }, &self.who, &self.common).await
-        })
+        let span = self.by.map(Duration::get).unwrap_or_default();
+        let command = Command::Extend { end: self.until.map_or_else(|| End::after(span), End::At) };
+        self.common.with(async |manage, _| amend(manage, self.tenant, &command, &self.who, &self.common).await)
     }
 }
 

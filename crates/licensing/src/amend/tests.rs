@@ -33,15 +33,15 @@ fn set_plan(plan: &str) -> Command {
 }
 
 fn upgrade(plan: &str) -> Command {
-    Command::Upgrade { plan: plan.into(), downgrade: false }
+    Command::Upgrade { plan: plan.into(), downgrade: false, grace: Duration::ZERO }
 }
 
 fn grant(feature: &str, until: i64) -> Command {
-    Command::Grant { feature: feature.into(), limit_delta: None, until: at(until) }
+    Command::Grant { feature: feature.into(), limit_delta: None, end: End::At(at(until)) }
 }
 
 fn for_good(feature: &str, limit_delta: Option<i64>) -> Command {
-    Command::Grant { feature: feature.into(), limit_delta, until: Timestamp::INFINITY }
+    Command::Grant { feature: feature.into(), limit_delta, end: End::At(Timestamp::INFINITY) }
 }
 
 fn revoke(feature: &str) -> Command {
@@ -115,7 +115,7 @@ fn what_becomes_of_a_licence() {
         (
             "starter",
             vec![
-                (1, Command::Grant { feature: "tickets".into(), limit_delta: Some(50), until: at(5) }),
+                (1, Command::Grant { feature: "tickets".into(), limit_delta: Some(50), end: End::At(at(5)) }),
                 (5, for_good("crm", None)),
             ],
             "starter: crm, tickets; tickets=100",
@@ -135,6 +135,19 @@ fn what_becomes_of_a_licence() {
     }
 }
 
+/// A grant counts from now; an extension from the present end, or from now if that has passed.
+#[test]
+fn spans_are_counted_from_where_it_makes_sense() {
+    let day = End::after(Duration::from_hours(24));
+    let granted = Command::Grant { feature: "crm".into(), limit_delta: None, end: day };
+    let granted = after("starter", &[(5, granted)]).expect("a grant");
+    assert_eq!(granted.addon("crm").map(|addon| addon.valid_until), Some(at(29)));
+    for (hour, expected) in [(5, 744), (719, 744), (800, 824)] {
+        let extended = after("starter", &[(hour, Command::Extend { end: day })]).expect("an extension");
+        assert_eq!(extended.license.map(|license| license.valid_until), Some(at(expected)), "in hour {hour}");
+    }
+}
+
 #[test]
 fn what_is_refused() {
     for (plan, commands, expected) in [
@@ -148,8 +161,10 @@ fn what_is_refused() {
         ("starter", vec![(1, for_good("crm", None)), (2, grant("crm", 4))], Refused::GrantedLonger),
         ("starter", vec![(1, revoke("crm"))], Refused::NotGranted),
         ("starter", vec![(1, grant("crm", 5)), (5, revoke("crm"))], Refused::NotGranted),
-        ("starter", vec![(1, Command::Extend { until: at(720) })], Refused::ValidLonger),
-        ("starter", vec![(800, Command::Extend { until: at(799) })], Refused::InThePast),
+        ("starter", vec![(1, Command::Extend { end: End::At(at(720)) })], Refused::ValidLonger),
+        ("starter", vec![(800, Command::Extend { end: End::At(at(799)) })], Refused::InThePast),
+        ("starter", vec![(1, Command::Extend { end: End::InSeconds(0) })], Refused::ValidLonger),
+        ("starter", vec![(720, upgrade("professional"))], Refused::LicenseExpired),
         (
             "starter",
             vec![(1, Command::SetPlan { plan: "starter".into(), valid_until: Some(at(0)) })],
@@ -158,9 +173,12 @@ fn what_is_refused() {
     ] {
         assert_eq!(after(plan, &commands), Err(expected), "{plan}, {commands:?}");
     }
+    let in_grace = Command::Upgrade { plan: "professional".into(), downgrade: false, grace: Duration::from_hours(72) };
+    assert!(after("starter", &[(720, in_grace.clone())]).is_ok(), "whoever is served may buy");
+    assert_eq!(after("starter", &[(792, in_grace)]), Err(Refused::LicenseExpired));
     let nothing = Holding::default();
     for command in
-        [upgrade("starter"), grant("crm", 5), revoke("crm"), Command::Extend { until: at(9) }, Command::Reapply]
+        [upgrade("starter"), grant("crm", 5), revoke("crm"), Command::Extend { end: End::At(at(9)) }, Command::Reapply]
     {
         assert_eq!(amend(TENANT, &nothing, &command, &plans(), at(0)), Err(Refused::NoLicense), "{command:?}");
     }
@@ -254,14 +272,19 @@ fn any_command() -> impl Strategy<Value = Command> {
     let delta = prop::option::of(-50i64..50);
     prop_oneof![
         plan.clone().prop_map(set_plan),
-        (plan, any::<bool>()).prop_map(|(plan, downgrade)| Command::Upgrade { plan: plan.into(), downgrade }),
+        (plan, any::<bool>()).prop_map(|(plan, downgrade)| Command::Upgrade {
+            plan: plan.into(),
+            downgrade,
+            grace: Duration::ZERO
+        }),
         (feature.clone(), delta, until.clone()).prop_map(|(feature, limit_delta, until)| Command::Grant {
             feature: feature.into(),
             limit_delta,
-            until
+            end: End::At(until)
         }),
         feature.prop_map(revoke),
-        until.prop_map(|until| Command::Extend { until }),
+        until.prop_map(|until| Command::Extend { end: End::At(until) }),
+        (0_u64..3600 * 40).prop_map(|seconds| Command::Extend { end: End::InSeconds(seconds) }),
         Just(Command::Reapply),
         Just(Command::Tidy),
     ]
@@ -335,9 +358,10 @@ proptest! {
         }
     }
 
-    /// Asked for twice, the second changes nothing, or is refused.
+    /// Asked for twice, the second changes nothing, or is refused; but for an extension by a span, which goes on from the end.
     #[test]
     fn twice_is_once(life in any_life(), command in any_command()) {
+        prop_assume!(!matches!(command, Command::Extend { end: End::InSeconds(_) }));
         let plans = plans();
         let mut holding = Holding::default();
         for (hour, step) in life {
