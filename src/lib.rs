@@ -19,6 +19,7 @@ mod migrations;
 mod proxy;
 mod reload;
 mod request_id;
+mod secret;
 mod server;
 mod settings;
 mod snapshot;

@@ -4,9 +4,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::secret::Secret;
 use licensing::config::{self, Config, Problem};
-
-use crate::stores::SecretUrl;
 
 /// A configuration with its secrets.
 pub(crate) struct Settings {
@@ -26,13 +25,13 @@ pub(crate) struct Settings {
 #[derive(Debug, Default)]
 pub(crate) struct Secrets {
     /// Postgres, for writes and the change feed.
-    pub database_url: Option<SecretUrl>,
+    pub database_url: Option<Secret>,
     /// Postgres, for reads: a replica may do.
-    pub license_db_url: Option<SecretUrl>,
+    pub license_db_url: Option<Secret>,
     /// Redis.
-    pub redis_url: Option<SecretUrl>,
+    pub redis_url: Option<Secret>,
     /// What the admin API asks for.
-    pub admin_token: Option<SecretUrl>,
+    pub admin_token: Option<Secret>,
 }
 
 /// Settings that can't be used, as sentences with their places.
@@ -98,8 +97,8 @@ pub(crate) fn secrets_from_environment(variable: &dyn Fn(&str) -> Option<String>
     let secret = |names: &[&str]| {
         let found = first(variable, names)?;
         Ok(found.map(|Found { text, file, .. }| match file {
-            Some(file) => SecretUrl::from_file(text, file),
-            None => SecretUrl::new(text),
+            Some(file) => Secret::from_file(text, file),
+            None => Secret::new(text),
         }))
     };
     Ok(Secrets {
@@ -112,7 +111,7 @@ pub(crate) fn secrets_from_environment(variable: &dyn Fn(&str) -> Option<String>
 
 impl Secrets {
     /// Where licences are read from.
-    pub(crate) fn read_url(&self) -> Option<&SecretUrl> {
+    pub(crate) fn read_url(&self) -> Option<&Secret> {
         self.license_db_url.as_ref().or(self.database_url.as_ref())
     }
 }

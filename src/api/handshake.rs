@@ -4,6 +4,8 @@ use http::header::{CONNECTION, CONTENT_LENGTH, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_
 use http::{HeaderMap, HeaderName, Method, Version};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
+use super::headers::only;
+
 /// Why there will be no WebSocket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mistake {
@@ -33,12 +35,12 @@ pub(crate) fn accept(method: &Method, version: Version, headers: &HeaderMap) -> 
         return Err(Mistake::Malformed);
     }
     match only(headers, &SEC_WEBSOCKET_VERSION) {
-        Some(b"13") => {}
-        _ if headers.get_all(SEC_WEBSOCKET_VERSION).iter().count() > 1 => return Err(Mistake::Malformed),
-        _ => return Err(Mistake::UpgradeRequired),
+        Ok(Some(b"13")) => {}
+        Ok(_) => return Err(Mistake::UpgradeRequired),
+        Err(()) => return Err(Mistake::Malformed),
     }
     match only(headers, &SEC_WEBSOCKET_KEY) {
-        Some(key) if is_key(key) => Ok(derive_accept_key(key)),
+        Ok(Some(key)) if is_key(key) => Ok(derive_accept_key(key)),
         _ => Err(Mistake::Malformed),
     }
 }
@@ -47,15 +49,6 @@ pub(crate) fn accept(method: &Method, version: Version, headers: &HeaderMap) -> 
 fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     let values = headers.get_all(name).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
     values.into_iter().any(|listed| listed.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
-}
-
-/// The value of a header that may come once.
-fn only<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h [u8]> {
-    let mut values = headers.get_all(name).iter();
-    match (values.next(), values.next()) {
-        (Some(value), None) => Some(value.as_bytes().trim_ascii()),
-        _ => None,
-    }
 }
 
 /// Sixteen bytes in base64 (RFC 4648 section 4): 22 digits, the last of which stands for two bits, and the padding.

@@ -1,7 +1,9 @@
-//! What requests that change something say beside their body, and what no body may hold.
+//! What requests that change something say beside their body.
 
-use http::HeaderMap;
 use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderName};
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// The longest `Idempotency-Key` that is taken, in bytes.
 pub(crate) const MAX_KEY_BYTES: usize = 255;
@@ -10,7 +12,7 @@ pub(crate) const MAX_KEY_BYTES: usize = 255;
 /// send other types without asking first by a preflight (Fetch standard, section 2.2.2).
 pub(crate) fn is_json(headers: &HeaderMap) -> bool {
     let essence =
-        only(headers, CONTENT_TYPE.as_str()).ok().flatten().and_then(|value| value.split(|byte| *byte == b';').next());
+        only(headers, &CONTENT_TYPE).ok().flatten().and_then(|value| value.split(|byte| *byte == b';').next());
     essence.is_some_and(|essence| essence.trim_ascii().eq_ignore_ascii_case(b"application/json"))
 }
 
@@ -19,23 +21,26 @@ pub(crate) fn is_json(headers: &HeaderMap) -> bool {
 /// # Errors
 /// When there are several, or it is no text of 1 to [`MAX_KEY_BYTES`] characters of ASCII.
 pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ()> {
-    let Some(key) = only(headers, "idempotency-key")? else { return Ok(None) };
+    let Some(key) = only(headers, &IDEMPOTENCY_KEY)? else { return Ok(None) };
     let key = std::str::from_utf8(key).ok().filter(|key| key.is_ascii() && (1..=MAX_KEY_BYTES).contains(&key.len()));
     key.map(Some).ok_or(())
 }
 
-/// The value of a header that may come once.
-fn only<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<&'h [u8]>, ()> {
+/// The value of a header that may come once, without blanks around it.
+///
+/// # Errors
+/// When it came more than once.
+pub(super) fn only<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h [u8]>, ()> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
-        (value, None) => Ok(value.map(|value| value.as_bytes())),
+        (value, None) => Ok(value.map(|value| value.as_bytes().trim_ascii())),
         _ => Err(()),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderName, HeaderValue};
+    use http::HeaderValue;
 
     use super::*;
 

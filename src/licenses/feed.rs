@@ -19,7 +19,8 @@ use super::coverage::{Channel, LIVE_FOR};
 use super::hear::Trust;
 use super::pulse::{Heard, Pulse};
 use crate::metrics::{ChangeKind, Metrics};
-use crate::stores::{Change, Notice, PostgresFeed, Redis, SecretUrl, StoreError, StoreName, Vitals};
+use crate::secret::Secret;
+use crate::stores::{Change, Notice, PostgresFeed, Redis, StoreError, StoreName, Vitals};
 
 /// How often a feed proves that it hears.
 const BEAT: Duration = Duration::from_secs(1);
@@ -29,7 +30,7 @@ const BATCH: usize = 256;
 
 /// A change feed.
 pub(crate) struct Feed {
-    url: SecretUrl,
+    url: Secret,
     redis: Option<Arc<Redis>>,
     /// Whose memory it serves; none in a relay, which publishes instead.
     licenses: Option<Arc<Licenses>>,
@@ -71,17 +72,17 @@ enum Standing {
 
 impl Feed {
     /// For the memory of this process, and Redis where there is one.
-    pub(crate) fn of(licenses: &Arc<Licenses>, url: SecretUrl, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn of(licenses: &Arc<Licenses>, url: Secret, metrics: Arc<Metrics>) -> Self {
         let redis = licenses.redis.as_ref().map(|(redis, _)| Arc::clone(redis));
         Self::new(url, redis, Some(Arc::clone(licenses)), metrics)
     }
 
     /// For everybody who listens to Redis.
-    pub(crate) fn relay(url: SecretUrl, redis: Redis, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn relay(url: Secret, redis: Redis, metrics: Arc<Metrics>) -> Self {
         Self::new(url, Some(Arc::new(redis)), None, metrics)
     }
 
-    fn new(url: SecretUrl, redis: Option<Arc<Redis>>, licenses: Option<Arc<Licenses>>, metrics: Arc<Metrics>) -> Self {
+    fn new(url: Secret, redis: Option<Arc<Redis>>, licenses: Option<Arc<Licenses>>, metrics: Arc<Metrics>) -> Self {
         Self {
             url,
             redis,

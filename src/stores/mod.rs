@@ -16,7 +16,6 @@ mod postgres_reports;
 mod postgres_server;
 mod postgres_url;
 mod redis;
-mod secret_url;
 mod tls;
 mod transactions;
 
@@ -41,7 +40,6 @@ pub(crate) use self::postgres_renewal::{DueLicense, RenewalAuthor, Renewals};
 pub(crate) use self::postgres_server::{PoolOptions, connect as connect_postgres};
 pub(crate) use self::postgres_url::UrlError;
 pub(crate) use self::redis::{Cached, FillToken, Filled, Hit, Push, Redis};
-pub(crate) use self::secret_url::SecretUrl;
 pub(crate) use self::transactions::{TransactionMetrics, TransactionName, TransactionOutcome};
 
 /// Which store failed.

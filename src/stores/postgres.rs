@@ -22,7 +22,8 @@ use uuid::Uuid;
 
 use super::position::InvalidPosition;
 use super::postgres_server::{PoolOptions, Server, explain, failure, unavailable};
-use super::{Answer, Breaker, Position, SecretUrl, Source, StoreError, StoreName, UrlError};
+use super::{Answer, Breaker, Position, Source, StoreError, StoreName, UrlError};
+use crate::secret::Secret;
 
 /// The Postgres that holds `tenant_licenses`: one server, or a read replica and its primary.
 pub(crate) struct Postgres {
@@ -88,8 +89,8 @@ impl Postgres {
     /// # Errors
     /// When a URL or its CA file can't be used.
     pub(crate) fn new(
-        reads: &SecretUrl,
-        primary: Option<&SecretUrl>,
+        reads: &Secret,
+        primary: Option<&Secret>,
         options: PoolOptions,
         lagging: IntCounter,
     ) -> Result<Self, UrlError> {

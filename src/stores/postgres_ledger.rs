@@ -16,7 +16,8 @@ use super::postgres_feed::CHANGES;
 use super::postgres_reports::{Turning, audit_entry, audit_of};
 use super::postgres_server::{failure, unavailable};
 use super::transactions::{Interrupted, TransactionError, TransactionMetrics, TransactionName, Transactions, Work};
-use super::{Position, SecretUrl, StoreError, StoreName, UrlError};
+use super::{Position, StoreError, StoreName, UrlError};
+use crate::secret::Secret;
 
 /// On which orders that are only written down are announced.
 const REQUESTS: &str = "dotmac_license_requests";
@@ -55,7 +56,7 @@ impl PostgresLedger {
     ///
     /// # Errors
     /// When the URL or its CA file can't be used.
-    pub(crate) fn new(url: &SecretUrl, metrics: TransactionMetrics) -> Result<Self, UrlError> {
+    pub(crate) fn new(url: &Secret, metrics: TransactionMetrics) -> Result<Self, UrlError> {
         Ok(Self { transactions: Transactions::new(url, metrics)? })
     }
 }

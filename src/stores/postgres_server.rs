@@ -18,7 +18,8 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::breaker::within;
 use super::postgres_url::{PostgresUrl, cause};
-use super::{SecretUrl, StoreError, StoreName, UrlError, tls};
+use super::{StoreError, StoreName, UrlError, tls};
+use crate::secret::Secret;
 
 /// How long the connection for probes is kept after the last one: while probing goes on it is not opened anew each time.
 const PROBE_IDLE: Duration = Duration::from_secs(5);
@@ -39,7 +40,7 @@ pub(crate) struct PoolOptions {
 
 /// A server and the connections to it.
 pub(super) struct Server {
-    url: SecretUrl,
+    url: Secret,
     options: PoolOptions,
     /// What is used for new connections.
     current: ArcSwap<Current>,
@@ -59,7 +60,7 @@ impl Server {
     ///
     /// # Errors
     /// When the URL or its CA file can't be used.
-    pub(super) fn new(url: &SecretUrl, options: PoolOptions) -> Result<Self, UrlError> {
+    pub(super) fn new(url: &Secret, options: PoolOptions) -> Result<Self, UrlError> {
         let current = ArcSwap::from_pointee(Current::new(url.first().clone(), options)?);
         Ok(Self { url: url.clone(), options, current, probe: Mutex::new(None) })
     }

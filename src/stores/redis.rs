@@ -21,7 +21,8 @@ use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use super::breaker::within;
-use super::{Change, SecretUrl, StoreError, StoreName, UrlError, tls};
+use super::{Change, StoreError, StoreName, UrlError, tls};
+use crate::secret::Secret;
 
 static READ: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/read.lua")));
 static FILL: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/fill.lua")));
@@ -35,7 +36,7 @@ const FEED_KEY: &str = "license:~feed";
 
 /// A client of one Redis.
 pub(crate) struct Redis {
-    url: SecretUrl,
+    url: Secret,
     ca_file: Option<String>,
     /// What is used for new connections: a URL and its client.
     in_use: ArcSwap<(SecretString, Client)>,
@@ -127,12 +128,7 @@ impl Redis {
     ///
     /// # Errors
     /// When the URL or its CA file can't be used. The message never holds the URL, which holds a password.
-    pub(crate) fn new(
-        url: &SecretUrl,
-        ca_file: Option<&str>,
-        ttl: Duration,
-        timeout: Duration,
-    ) -> Result<Self, UrlError> {
+    pub(crate) fn new(url: &Secret, ca_file: Option<&str>, ttl: Duration, timeout: Duration) -> Result<Self, UrlError> {
         let (client, channel) = client(url.first(), ca_file)?;
         Ok(Self {
             in_use: ArcSwap::from_pointee((url.first().clone(), client)),

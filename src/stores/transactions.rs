@@ -12,7 +12,8 @@ use tokio_postgres::{Client, Error};
 
 use super::postgres::{PRIMARY_POSITION, position};
 use super::postgres_server::{PoolOptions, Server, explain, failure};
-use super::{Position, SecretUrl, StoreError, UrlError};
+use super::{Position, StoreError, UrlError};
+use crate::secret::Secret;
 
 /// How long a transaction may take, its retries included.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -112,7 +113,7 @@ impl Transactions {
     ///
     /// # Errors
     /// When the URL or its CA file can't be used.
-    pub(super) fn new(url: &SecretUrl, metrics: TransactionMetrics) -> Result<Self, UrlError> {
+    pub(super) fn new(url: &Secret, metrics: TransactionMetrics) -> Result<Self, UrlError> {
         let options = PoolOptions { max_connections: 2, idle_timeout: Duration::from_secs(60), timeout: LIMIT };
         Ok(Self { server: Server::new(url, options)?, metrics })
     }

@@ -12,7 +12,7 @@ use subtle::ConstantTimeEq;
 
 use super::refusal::Refusal;
 use crate::api::headers::is_json;
-use crate::stores::SecretUrl;
+use crate::secret::Secret;
 
 /// Lets requests in.
 pub(crate) struct Guard {
@@ -24,13 +24,13 @@ pub(crate) struct Guard {
 }
 
 struct Token {
-    secret: SecretUrl,
+    secret: Secret,
     current: ArcSwap<SecretString>,
 }
 
 impl Guard {
     /// For a listener at `listen`.
-    pub(crate) fn new(token: Option<SecretUrl>, listen: &Address) -> Self {
+    pub(crate) fn new(token: Option<Secret>, listen: &Address) -> Self {
         let token = token.map(|secret| Token { current: ArcSwap::from_pointee(secret.first().clone()), secret });
         Self { token, is_loopback: matches!(listen, Address::Tcp(address) if address.ip().is_loopback()) }
     }
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     fn guard(listen: &str, token: Option<&str>) -> Guard {
-        Guard::new(token.map(SecretUrl::new), &listen.parse().expect("an address"))
+        Guard::new(token.map(Secret::new), &listen.parse().expect("an address"))
     }
 
     /// What a request to `uri` with these headers is refused for; none: it is let in.
@@ -216,7 +216,7 @@ mod tests {
     fn a_file_is_read_again() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), "one\n").expect("written");
-        let secret = SecretUrl::from_file("one", file.path().to_owned());
+        let secret = Secret::from_file("one", file.path().to_owned());
         let guard = Guard::new(Some(secret), &"unix:/run/admin.sock".parse().expect("an address"));
         let is_let_in = |token: &str| refused(&guard, "/", &[("authorization", &format!("Bearer {token}"))]).is_none();
         assert!(is_let_in("one") && !is_let_in("two"));

@@ -5,6 +5,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
+use crate::secret::Secret;
 
 const TENANT: TenantId = TenantId::new(Uuid::from_u128(7));
 
@@ -25,7 +26,7 @@ struct State {
 
 /// A server that speaks just enough of the protocol.
 struct Played {
-    url: SecretUrl,
+    url: Secret,
     state: Arc<Mutex<State>>,
 }
 
@@ -42,7 +43,7 @@ impl Played {
                 tokio::spawn(async move { drop(play(connection, &state).await) });
             }
         });
-        Self { url: SecretUrl::new(format!("postgres://app@127.0.0.1:{port}/main?sslmode=disable")), state }
+        Self { url: Secret::new(format!("postgres://app@127.0.0.1:{port}/main?sslmode=disable")), state }
     }
 
     fn asked(&self) -> Vec<String> {

@@ -1,4 +1,4 @@
-//! A URL that holds a password, or a token, and where it came from: a file may hold another one tomorrow.
+//! A secret and where it came from: a file may hold another one tomorrow.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,21 +7,21 @@ use secrecy::{ExposeSecret, SecretString};
 
 /// A URL with a password in it, or a token. Never printed: the type does not print its content.
 #[derive(Clone)]
-pub(crate) struct SecretUrl {
+pub(crate) struct Secret {
     /// As it was when the program started.
     first: SecretString,
     file: Option<PathBuf>,
 }
 
-impl SecretUrl {
+impl Secret {
     /// From a text that does not change.
-    pub(crate) fn new(url: impl Into<String>) -> Self {
-        Self { first: SecretString::from(url.into()), file: None }
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self { first: SecretString::from(text.into()), file: None }
     }
 
-    /// From a file that held `url` when it was read.
-    pub(crate) fn from_file(url: impl Into<String>, file: PathBuf) -> Self {
-        Self { first: SecretString::from(url.into()), file: Some(file) }
+    /// From a file that held `text` when it was read.
+    pub(crate) fn from_file(text: impl Into<String>, file: PathBuf) -> Self {
+        Self { first: SecretString::from(text.into()), file: Some(file) }
     }
 
     /// What it was when the program started.
@@ -34,7 +34,7 @@ impl SecretUrl {
         self.first.expose_secret().trim() == other.first.expose_secret().trim()
     }
 
-    /// The URL now, if the file says another than `known`, which is in use. A file that can't be read or is empty, as one
+    /// What it is now, if the file says another than `known`, which is in use. A file that can't be read or is empty, as one
     /// may be for a moment while it is replaced, changes nothing.
     pub(crate) fn changed(&self, known: &SecretString) -> Option<SecretString> {
         let file = self.file.as_ref()?;
@@ -50,9 +50,9 @@ impl SecretUrl {
     }
 }
 
-impl fmt::Debug for SecretUrl {
+impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SecretUrl").field("file", &self.file).finish_non_exhaustive()
+        f.debug_struct("Secret").field("file", &self.file).finish_non_exhaustive()
     }
 }
 
@@ -63,7 +63,7 @@ mod tests {
     #[test]
     fn a_file_is_read_again() {
         let file = tempfile::NamedTempFile::new().expect("a file");
-        let url = SecretUrl::from_file("redis://:one@r", file.path().to_owned());
+        let url = Secret::from_file("redis://:one@r", file.path().to_owned());
         let changed = |text: &str, known: &str| {
             std::fs::write(file.path(), text).expect("written");
             url.changed(&SecretString::from(known.to_owned())).map(|url| url.expose_secret().to_owned())
@@ -75,7 +75,7 @@ mod tests {
         let path = file.into_temp_path();
         path.close().expect("removed");
         assert!(url.changed(url.first()).is_none());
-        assert!(SecretUrl::new("redis://:one@r").changed(&SecretString::from("redis://r".to_owned())).is_none());
+        assert!(Secret::new("redis://:one@r").changed(&SecretString::from("redis://r".to_owned())).is_none());
         assert!(!format!("{url:?}").contains("one"));
     }
 }
