@@ -275,7 +275,7 @@ async fn what_cannot_be_done_is_said() {
         ),
         ("POST", under(&none, "grant"), Some(json!({ "feature": "crm", "for": "1h", "reason": r })), 404, "no_license"),
         ("POST", under(&mine, "revoke"), Some(json!({ "feature": "fieldops", "reason": r })), 409, "not_granted"),
-        ("POST", under(&mine, "extend"), Some(json!({ "for": "1h", "reason": r })), 409, "valid_longer"),
+        ("POST", under(&mine, "extend"), Some(json!({ "until": "2020-01-01", "reason": r })), 409, "valid_longer"),
         ("POST", under(&none, "extend"), Some(json!({ "for": "1h", "reason": r })), 404, "no_license"),
         ("GET", "/admin/explain".to_owned(), None, 400, "query_invalid"),
         ("GET", "/admin/explain?path=/&tenant=acme".to_owned(), None, 400, "tenant_invalid"),
