@@ -210,7 +210,10 @@ async fn the_audit_says_who_why_and_what_was_refused() {
     );
 
     let printed = world.licensed(&format!("audit {tenant} --limit 1"), "").await;
-    assert!(printed.contains("  extend       until=") && printed.ends_with("\n  applied; by Ada: paid\n"), "{printed}");
+    assert!(
+        printed.contains("  extend       in_seconds=2592000") && printed.ends_with("\n  applied; by Ada: paid\n"),
+        "{printed}"
+    );
     let printed = world.licensed(&format!("audit {tenant} -o json"), "").await;
     let entries: Value = serde_json::from_str(&printed).expect("JSON");
     assert_eq!((entries.as_array().map(Vec::len), &entries[4]["outcome"]), (Some(5), &json!("refused: unknown_plan")));

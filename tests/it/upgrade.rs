@@ -369,7 +369,7 @@ async fn a_body_that_does_not_come() {
     let mut client = RawClient::connect(world.proxy.address()).await;
     client.send(head).await.expect("the peer accepts a request");
     let answer = client.response().await;
-    assert_eq!((answer.status, &answer.json()["reason"]), (400, &json!("request_malformed")), "{}", answer.text());
+    assert_eq!((answer.status, &answer.json()["reason"]), (408, &json!("request_timeout")), "{}", answer.text());
     assert!(audit(&world, tenant).await.is_empty());
 }
 

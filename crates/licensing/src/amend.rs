@@ -75,6 +75,7 @@ pub enum Command {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         limit_delta: Option<i64>,
         /// When it ends; counted from now. Infinity is for good.
+        #[serde(flatten)]
         end: End,
     },
     /// One feature less, its add-on included. If the plan gives the feature, the licence differs from its plan from then on;
@@ -86,6 +87,7 @@ pub enum Command {
     /// A later end of the licence.
     Extend {
         /// When it ends; counted from its present end, or from now if that has passed.
+        #[serde(flatten)]
         end: End,
     },
     /// What the licence includes is its plan, as it is sold today, and the add-ons; nothing that plain SQL has put there
@@ -102,6 +104,7 @@ pub enum Command {
 #[serde(rename_all = "snake_case")]
 pub enum End {
     /// At this time.
+    #[serde(rename = "until")]
     At(Timestamp),
     /// After so many seconds.
     InSeconds(u64),

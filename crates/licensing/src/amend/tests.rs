@@ -1,4 +1,5 @@
 use proptest::prelude::*;
+use serde_json::json;
 
 use super::*;
 
@@ -132,6 +133,25 @@ fn what_becomes_of_a_licence() {
     ] {
         let found = after(plan, &commands).map(|holding| written(&holding));
         assert_eq!(found.as_deref(), Ok(expected.trim_end()), "{plan}, {commands:?}");
+    }
+}
+
+/// The audit holds commands in this form, and compares them.
+#[test]
+fn commands_are_read_as_they_are_written() {
+    let grant = |end| Command::Grant { feature: "crm".into(), limit_delta: Some(-5), end };
+    for (command, expected) in [
+        (grant(End::At(at(0))), json!({ "action": "grant", "feature": "crm", "limit_delta": -5, "until": at(0) })),
+        (
+            grant(End::InSeconds(60)),
+            json!({ "action": "grant", "feature": "crm", "limit_delta": -5, "in_seconds": 60 }),
+        ),
+        (Command::Extend { end: End::At(Timestamp::INFINITY) }, json!({ "action": "extend", "until": "infinity" })),
+        (upgrade("starter"), json!({ "action": "upgrade", "plan": "starter" })),
+        (Command::Reapply, json!({ "action": "reapply_plan" })),
+    ] {
+        assert_eq!(json!(command), expected);
+        assert_eq!(serde_json::from_value::<Command>(expected).ok(), Some(command));
     }
 }
 
