@@ -15,8 +15,9 @@ const CRM: &str = "/api/v1/crm/customers";
 const SCRIPT: &str = r#"<!doctype html><pre id="seen"></pre><script>
 document.cookie = "access_token=TOKEN";
 const bearer = { "Authorization": "Bearer TOKEN" };
-// The browser is done when no request is under way, whatever sockets are open.
-fetch("/hold");
+// The browser is done when no request is under way, whatever sockets are open: one is until all has been seen.
+let holding = true;
+(async () => { while (holding) await fetch("/hold"); })();
 const get = async (path, options) => {
     try {
         const answer = await fetch("http://PROXY" + path, options);
@@ -56,6 +57,7 @@ const open = (protocols) => {
     }
     seen.crm = (await get("CRM", { headers: bearer }))[0];
     document.getElementById("seen").textContent = JSON.stringify(seen);
+    holding = false;
 })();
 </script>"#;
 
@@ -64,7 +66,7 @@ async fn see(server: &Upstream, world: &World, token: &str) -> Value {
     let script = SCRIPT.replace("PROXY", &proxy).replace("TOKEN", token).replace("CRM", CRM);
     let headers = vec![("Content-Type", "text/html; charset=utf-8".to_owned())];
     server.on("/page", Reply::Full { status: 200, headers, body: Bytes::from(script) });
-    server.on("/hold", Reply::after(Duration::from_secs(4), Reply::status(204)));
+    server.on("/hold", Reply::after(Duration::from_millis(200), Reply::status(204)));
     let page = browser::page(&format!("http://{}/page", server.address())).await;
     let seen = page.split_once(r#"<pre id="seen">"#).and_then(|(_, rest)| rest.split_once("</pre>"));
     let (seen, _) = seen.unwrap_or_else(|| panic!("no such page: {page}"));
