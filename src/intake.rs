@@ -22,9 +22,10 @@ use self::who::{Bearer, Who};
 use crate::gate::Identity;
 use crate::identity::Tokens;
 
-/// Headers that frameworks obey over the request line, and headers that only this program may set: never passed on, from
-/// whomever they come.
-const NEVER_PASSED: [&str; 12] = [
+/// Headers that servers and frameworks obey over the request line, and headers that only this program may set: never passed
+/// on, from whomever they come. `SCRIPT_NAME` and `PATH_INFO` are gunicorn's `forwarder_headers`: from a peer on its own
+/// machine, as we are, it takes the first as a part of the path that is not routed by.
+const NEVER_PASSED: [&str; 14] = [
     "x-http-method-override",
     "x-http-method",
     "x-method-override",
@@ -33,6 +34,8 @@ const NEVER_PASSED: [&str; 12] = [
     "x-rewrite-url",
     "x-forwarded-prefix",
     "x-middleware-subrequest",
+    "script-name",
+    "path-info",
     "x-license-plan",
     "x-license-features",
     "x-license-fallback",
@@ -302,6 +305,8 @@ impl Intake {
         let strippable = match name_text.as_bytes().first() {
             Some(b'x') => NEVER_PASSED.contains(&name_text) || (!trusted && FROM_TRUSTED.contains(&name_text)),
             Some(b'f') => !trusted && name_text == "forwarded",
+            Some(b's') => name_text == "script-name",
+            Some(b'p') => name_text == "path-info",
             _ => false,
         };
         if strippable || (!trusted && self.is_identity(name_text)) { Passes::No } else { Passes::Yes }

@@ -315,6 +315,8 @@ const REWRITES: &[Rewrite] = &[
     Rewrite { touches: DOUBLE, apply: drop_authority },
     Rewrite { touches: DOT_AT_EDGE, apply: remove_dot_segments },
     Rewrite { touches: PARAMETER, apply: cut_parameters },
+    Rewrite { touches: PARAMETER, apply: end_at_semicolon },
+    Rewrite { touches: URL, apply: end_at_query },
     Rewrite { touches: DOT_AT_EDGE | BLANK_AT_EDGE, apply: trim_segments },
     Rewrite { touches: NOT_ASCII, apply: fold_into_ascii },
 ];
@@ -404,6 +406,16 @@ fn cut_parameters(path: &[u8], out: &mut Vec<u8>) {
     });
 }
 
+/// The path up to the first `;`, where some take the query to begin: Fastify up to version 4 always, and later by option.
+fn end_at_semicolon(path: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(memchr::memchr(b';', path).map_or(path, |end| &path[..end]));
+}
+
+/// The path up to a decoded `?` or `#`: whoever takes a decoded path for a URL once more.
+fn end_at_query(path: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(memchr::memchr2(b'?', b'#', path).map_or(path, |end| &path[..end]));
+}
+
 /// Segments without the dots at their end and the blanks around them: Windows file names, frameworks that trim. What is
 /// then `.` or `..` stays.
 fn trim_segments(path: &[u8], out: &mut Vec<u8>) {
@@ -416,15 +428,24 @@ fn trim_segments(path: &[u8], out: &mut Vec<u8>) {
     });
 }
 
-/// The four letters outside ASCII that case mappings take into it: `K` (Kelvin), `ſ`, `İ` and `ı`. Routers that ignore
-/// case by Unicode's tables meet `k`, `s` and `i` in them.
+/// What is not ASCII and may become it: the letters that case mappings take into it, `K` (Kelvin), `ſ`, `İ` and `ı`, which
+/// routers that ignore case by Unicode's tables take for `k`, `s` and `i`; full-width forms and two slashes, by compatibility
+/// mappings (NFKC, Windows's best fit); and overlong UTF-8 (RFC 3629, section 10), by decoders that do not check.
 fn fold_into_ascii(path: &[u8], out: &mut Vec<u8>) {
     let mut rest = path;
     while let [first, others @ ..] = rest {
-        let (byte, taken) = match rest {
+        let (byte, taken) = match *rest {
             [0xe2, 0x84, 0xaa, ..] => (b'k', 3),
             [0xc5, 0xbf, ..] => (b's', 2),
             [0xc4, 0xb0 | 0xb1, ..] => (b'i', 2),
+            // U+FF01 to U+FF5E stand for `!` to `~`.
+            [0xef, 0xbc, low @ 0x81..=0xbf, ..] => (low - 0x60, 3),
+            [0xef, 0xbd, low @ 0x80..=0x9e, ..] => (low - 0x20, 3),
+            // U+2044, fraction slash; U+2215, division slash.
+            [0xe2, 0x81, 0x84, ..] | [0xe2, 0x88, 0x95, ..] => (b'/', 3),
+            [high @ (0xc0 | 0xc1), low @ 0x80..=0xbf, ..] => ((high & 1) << 6 | low & 0x3f, 2),
+            [0xe0, high @ (0x80 | 0x81), low @ 0x80..=0xbf, ..] => ((high & 1) << 6 | low & 0x3f, 3),
+            [0xf0, 0x80, high @ (0x80 | 0x81), low @ 0x80..=0xbf, ..] => ((high & 1) << 6 | low & 0x3f, 4),
             _ => (*first, 1),
         };
         out.push(byte);

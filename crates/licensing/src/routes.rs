@@ -24,7 +24,8 @@ pub struct Rule {
     pub access: Access,
 }
 
-/// The part of the path space that a rule is for. Segments in braces (`{id}`) stand for any one non-empty segment.
+/// The part of the path space that a rule is for. Segments in braces (`{id}`) stand for any one segment: to an exception a
+/// non-empty one; to gated rules also for nothing, as in `/items/`, unless another rule is for that path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Pattern {
     /// The path itself and all below it, on segment boundaries.
@@ -356,15 +357,17 @@ struct Walk<'w> {
 impl Walk<'_> {
     /// The best rule at or below a node, whose own segments end at `at`: there is a slash or the end of the path.
     fn best(&self, node: &Node, at: usize) -> Option<usize> {
-        if at < self.path.len() {
+        let below = if at < self.path.len() {
             let start = at + 1;
             let end = memchr::memchr(b'/', &self.path[start..]).map_or(self.path.len(), |length| start + length);
-            if start < end {
-                let below = self.below_literals(node, start, end).or_else(|| self.best_of(node.template?, end));
-                if below.is_some() {
-                    return below;
-                }
-            }
+            (start < end)
+                .then(|| self.below_literals(node, start, end).or_else(|| self.best_of(node.template?, end)))
+                .ok_or(start)
+        } else {
+            Ok(None)
+        };
+        if let Ok(Some(found)) = below {
+            return Some(found);
         }
         let (own, rest) = self.path.split_at(at);
         let paths = if rest.is_empty() || rest == b"/" { node.paths.as_slice() } else { &[] };
@@ -372,7 +375,11 @@ impl Walk<'_> {
             self.routes.rules[end.rule].is_for(self.method)
                 && end.spelling.as_ref().is_none_or(|shape| shape.spells(own, rest))
         };
-        paths.iter().chain(&node.prefixes).find(fits).map(|end| end.rule)
+        let first_of = |ends: &[End]| ends.iter().find(fits).map(|end| end.rule);
+        first_of(paths)
+            // Fastify takes the nothing between two slashes, or behind the last, for a parameter.
+            .or_else(|| self.best_of(node.template?, below.err()?))
+            .or_else(|| first_of(&node.prefixes))
     }
 
     fn best_of(&self, node: usize, at: usize) -> Option<usize> {

@@ -94,13 +94,19 @@ fn readings_are_what_backends_make_of_a_path() {
         ("/a/..", &["/a/..", "/"]),
         ("/a/b/.", &["/a/b/.", "/a/b/"]),
         ("/a//../b", &["/a//../b", "/a/../b", "/a/b", "/b"]),
-        ("/a;v=1/b", &["/a;v=1/b", "/a/b"]),
-        ("/a/..;x/b", &["/a/..;x/b", "/a/../b", "/b"]),
+        // To some a `;` begins the query.
+        ("/a;v=1/b", &["/a;v=1/b", "/a/b", "/a"]),
+        ("/a/..;x/b", &["/a/..;x/b", "/a/../b", "/b", "/a/..", "/"]),
+        ("/a%3Fb/c", &["/a%3Fb/c", "/a?b/c", "/a"]),
+        ("/a%23b/c", &["/a%23b/c", "/a#b/c", "/a"]),
         ("/a./b..", &["/a./b..", "/a/b"]),
         ("/a%20", &["/a%20", "/a ", "/a"]),
         ("/a/%20b", &["/a/%20b", "/a/ b", "/a/b"]),
         ("/a/..%20/b", &["/a/..%20/b", "/a/.. /b", "/a/../b", "/b"]),
         ("/%E2%84%AA%C5%BF%C4%B1", &["/%E2%84%AA%C5%BF%C4%B1", "/\u{212a}\u{17f}\u{131}", "/ksi"]),
+        // What is full-width, and what is encoded in more bytes than it needs.
+        ("/%EF%BC%A1%ef%bd%82%EF%BC%8Fc", &["/%EF%BC%A1%ef%bd%82%EF%BC%8Fc", "/\u{ff21}\u{ff42}\u{ff0f}c", "/Ab/c"]),
+        ("/a%E2%88%95b%E2%81%84c", &["/a%E2%88%95b%E2%81%84c", "/a\u{2215}b\u{2044}c", "/a/b/c"]),
         // The dots are resolved before the slash is decoded, or after, or the slash is never decoded.
         ("/a%2Fb/%2e%2e/c", &["/a%2Fb/%2e%2e/c", "/a%2Fb/../c", "/a/b/../c", "/a/c", "/c"]),
     ] {
@@ -113,6 +119,17 @@ fn names_that_are_not_utf8_are_bytes() {
     let target = Target::parse(b"/caf%E9").expect("legacy names are real");
     let readings: Vec<_> = target.readings().map(Reading::bytes).collect();
     assert_eq!(readings, [&b"/caf%E9"[..], b"/caf\xe9"]);
+}
+
+#[test]
+fn overlong_utf8_is_read_as_careless_decoders_do() {
+    for raw in ["/x%c1%a1y%c0%afz", "/x%e0%81%a1y%e0%80%afz", "/x%f0%80%81%a1y%f0%80%80%afz"] {
+        assert!(readings(raw).contains("/xay/z"), "{raw}");
+    }
+    // No more than that: these are other characters, or none.
+    for raw in ["/x%c3%a1y", "/x%e0%a1%a1y", "/x%c1y", "/x%e0%81y", "/x%f0%80%81", "/x%ef%bc%80", "/x%ef%bd%9f"] {
+        assert_eq!(readings(raw).len(), 2, "{raw}");
+    }
 }
 
 #[test]

@@ -96,6 +96,7 @@ fn rules_match_on_segment_boundaries() {
             ("/internal/debug", "deny"),
             ("POST /api/v1/customers/42/tickets", "tickets"),
             ("GET /api/v1/customers/42/tickets", "unmatched"),
+            ("POST /api/v1/customers//tickets", "tickets"),
             ("POST /api/v1/customers//tickets/x", "unmatched"),
             ("POST /api/v1/customers/42/notes", "unmatched"),
         ],
@@ -219,6 +220,10 @@ fn no_spelling_gets_past_the_gate() {
         "/api./v1./crm./x",
         "/api/v1.json/crm/x",
         "/api/v1/crm%3F.css",
+        "/api/v1/crm;/../../../other",
+        "/api/v1/crm%EF%BC%8Fx",
+        "/api%c0%afv1%c0%afcrm",
+        "/api/v1/%EF%BD%83rm",
         "/api/v1/crm%23/x",
         // Letter case, by ASCII and by Unicode.
         "/API/V1/CRM",
@@ -252,6 +257,10 @@ fn no_spelling_gets_past_the_gate() {
         "/api/v1/reports;a/",
         "/api/v1/reports%2f",
         "/api/v1/reports%3fx/y",
+        // Where `;` begins the query.
+        "/api/v1/reports;/x",
+        "/api/v1/reports;/../../../network",
+        "/api/v1/reports%3b/x",
         "/api/v1/x%2Fy/../reports",
     ] {
         assert_eq!(outcome(&routes, "GET", target), "analytics", "{target}");
@@ -368,6 +377,44 @@ fn an_exception_wins_only_where_it_is_more_specific() {
 }
 
 #[test]
+fn a_template_of_a_gated_rule_stands_for_nothing_unless_another_rule_is_for_that_path() {
+    let routes = routes(&[
+        ("path /a/{id}", feature("a")),
+        ("prefix /b/{id}/c", feature("b")),
+        ("path /c/{id}", feature("c")),
+        ("path /c/", Access::Always),
+        ("path /d/{id}", feature("d-one")),
+        ("path /d", feature("d-all")),
+        ("prefix /e", feature("e")),
+        ("path /e/{id}", Access::Always),
+        ("prefix /f", Access::Always),
+        ("prefix /f/{id}", feature("f")),
+    ]);
+    assert_outcomes(
+        &routes,
+        &[
+            ("/a/", "a"),
+            ("/a//", "a"),
+            ("/a", "unmatched"),
+            ("/a/7;/x", "a"),
+            ("/a/7%3Fx/y", "a"),
+            ("/b//c", "b"),
+            ("/b//c/x", "b"),
+            ("/b/", "unmatched"),
+            ("/c/", "always"),
+            ("/c//", "c"),
+            ("/d/", "d-all"),
+            ("/d/7", "d-one"),
+            ("/e/", "e"),
+            ("/e/7", "always"),
+            ("/e/7/", "e"),
+            ("/f", "always"),
+            ("/f/", "f"),
+        ],
+    );
+}
+
+#[test]
 fn unmatched_deny_holds_for_every_reading() {
     let routes = routes_with(
         &[("prefix /open", Access::Always), ("path /items/{id}", Access::Always), ("prefix /crm", feature("crm"))],
@@ -436,7 +483,9 @@ fn an_alias_makes_two_paths_one() {
             ("/api/api/v1/crm", "crm"),
             ("/svc/app/v1/crm/x", "crm"),
             ("/svc/app/api/v1/crm/x", "crm"),
-            ("/API;x/v1/crm.json", "crm"),
+            ("/API.x/v1/crm.json", "crm"),
+            // To some it ends at the semicolon, where everything is denied.
+            ("/API;x/v1/crm.json", "deny"),
             ("/api/v1/crm/ping", "always"),
             ("/api/v1/CRM/ping", "crm"),
             ("/eu/tickets", "tickets"),
@@ -580,6 +629,30 @@ fn explaining_shows_each_reading_with_its_rule() {
     );
 }
 
+/// Targets as real applications use them, against the shipped map: `tests/corpus/legitimate.txt` says what the lines are.
+#[test]
+fn no_target_of_real_applications_is_refused() {
+    let config = crate::config::parse("dotmac.yaml", include_str!("../../../../config/dotmac.yaml"));
+    let config = config.unwrap_or_else(|problems| panic!("{problems}")).config;
+    let routes = config.routes.routes().unwrap_or_else(|error| panic!("{error}"));
+    let (mut open, mut gated, mut ambiguous) = (0, 0, 0);
+    for line in include_str!("../../../../tests/corpus/legitimate.txt").lines() {
+        let (needed, target) = line.split_once(' ').unwrap_or(("", line));
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        match outcome(&routes, "GET", target).as_str() {
+            "always" | "unmatched" if needed.is_empty() => open += 1,
+            found => {
+                assert_eq!(found, needed, "{target}");
+                gated += 1;
+            }
+        }
+        ambiguous += usize::from(Target::parse(target.as_bytes()).expect("routed above").is_ambiguous());
+    }
+    assert!(open > 2_000 && gated > 100 && ambiguous > 1_000, "{open} open, {gated} gated, {ambiguous} ambiguous");
+}
+
 /// Ten rules, and as many more as asked for, both beside them and below the same nodes.
 fn many(count: usize) -> Routes {
     let mut rules = vec![
@@ -627,9 +700,14 @@ fn a_match_costs_the_same_among_ten_thousand_rules() {
 mod naive {
     use super::*;
 
-    /// How specific a rule is on a path: per segment a literal (by length), a template, or the end of the pattern; then
-    /// path before prefix, then named methods.
-    type Rank = (Vec<usize>, bool, bool);
+    /// How specific a rule is on a path: per segment a literal (by length), a template, or the end of the pattern: that of a
+    /// path, then nothing for a template, then that of a prefix; then named methods.
+    type Rank = (Vec<usize>, bool);
+
+    const PREFIX_END: usize = 0;
+    const NOTHING: usize = 1;
+    const PATH_END: usize = 2;
+    const TEMPLATE: usize = 3;
 
     pub(super) fn best(rules: &[Rule], method: &str, path: &str) -> Option<usize> {
         let ranks = rules.iter().enumerate().filter_map(|(index, rule)| Some((rank(rule, method, path)?, index)));
@@ -647,7 +725,7 @@ mod naive {
         let exact = rule.access == Access::Always;
         let own: Vec<_> = pattern.split('/').skip(1).filter(|segment| !segment.is_empty()).collect();
         let mut given: Vec<_> = path.split('/').skip(1).collect();
-        if !exact && is_path && given.last() == Some(&"") {
+        if !exact && is_path && given.len() == own.len() + 1 && given.last() == Some(&"") {
             given.pop();
         }
         if given.len() < own.len() || (is_path && given.len() != own.len()) {
@@ -655,8 +733,9 @@ mod naive {
         }
         let mut rank = Vec::new();
         for (own, given) in own.iter().zip(given) {
-            let matches = if own.starts_with('{') {
-                !given.is_empty()
+            let is_template = own.starts_with('{');
+            let matches = if is_template {
+                !(exact && given.is_empty())
             } else if exact {
                 *own == given
             } else {
@@ -666,10 +745,14 @@ mod naive {
             if !matches {
                 return None;
             }
-            rank.push(if own.starts_with('{') { 1 } else { 1 + own.len() });
+            rank.push(match (is_template, given.is_empty()) {
+                (true, true) => NOTHING,
+                (true, false) => TEMPLATE,
+                (false, _) => TEMPLATE + own.len(),
+            });
         }
-        rank.push(0);
-        Some((rank, is_path, !rule.methods.is_empty()))
+        rank.push(if is_path { PATH_END } else { PREFIX_END });
+        Some((rank, !rule.methods.is_empty()))
     }
 }
 
