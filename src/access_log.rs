@@ -18,6 +18,9 @@ const MAX_BUFFERED: usize = 4 << 20;
 /// What becomes of a request that the proxy serves itself, as the log names it.
 pub(crate) const ANSWERED: &str = "answered";
 
+/// What becomes of a request that is answered with a failure before the gate has ruled on it.
+pub(crate) const REFUSED: &str = "refused";
+
 /// One line. A member that is unknown is null.
 pub(crate) struct Line<'a> {
     /// When the request's headers had been read.

@@ -299,7 +299,8 @@ impl Ruling {
 }
 
 impl Identity {
-    fn tenant(self) -> Option<TenantId> {
+    /// The tenant, if there is one that is believed.
+    pub(crate) fn tenant(self) -> Option<TenantId> {
         match self {
             Self::Tenant(tenant) => Some(tenant),
             Self::Missing | Self::Invalid | Self::BadToken(_) | Self::Conflicting => None,

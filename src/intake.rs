@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
-use licensing::config::{ByteSize, Config, Network, TenantSource, TokenPlace};
-use licensing::tenant::TenantId;
+use licensing::config::{Address, ByteSize, Config, HostPattern, Network, TenantSource, TokenPlace};
+use licensing::tenant::{InvalidTenantId, TenantId};
 use licensing::time::Timestamp;
 use pingora::http::RequestHeader;
 use smallvec::SmallVec;
@@ -22,10 +22,10 @@ use self::who::{Bearer, Who};
 use crate::gate::Identity;
 use crate::identity::Tokens;
 
-/// Headers that servers and frameworks obey over the request line, and headers that only this program may set: never passed
-/// on, from whomever they come. `SCRIPT_NAME` and `PATH_INFO` are gunicorn's `forwarder_headers`: from a peer on its own
-/// machine, as we are, it takes the first as a part of the path that is not routed by.
-const NEVER_PASSED: [&str; 14] = [
+/// Headers that frameworks obey over the request line: never passed on, from whomever they come. `SCRIPT_NAME` and
+/// `PATH_INFO` are gunicorn's (`forwarder_headers`): it believes them from loopback, where a sidecar is, and takes
+/// `/x/crm` with `SCRIPT_NAME: /x` for `/crm`.
+const NEVER_PASSED: [&str; 11] = [
     "x-http-method-override",
     "x-http-method",
     "x-method-override",
@@ -33,29 +33,33 @@ const NEVER_PASSED: [&str; 14] = [
     "x-original-uri",
     "x-rewrite-url",
     "x-forwarded-prefix",
+    "x-script-name",
     "x-middleware-subrequest",
     "script-name",
     "path-info",
-    "x-license-plan",
-    "x-license-features",
-    "x-license-fallback",
-    "x-license-grace-until",
 ];
 
-/// Headers that say where a request came from: believed from trusted proxies, stripped from anyone else.
-const FROM_TRUSTED: [&str; 8] = [
-    "forwarded",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-port",
-    "x-forwarded-proto",
-    "x-forwarded-scheme",
-    "x-forwarded-ssl",
-    "x-real-ip",
-];
+/// How the names of headers begin that only this program may set.
+const OURS_ALONE: &str = "x-license-";
+
+/// Headers that say where a request came from: believed from trusted proxies, stripped from anyone else, as is all that
+/// begins with [`FORWARDED`].
+const FROM_TRUSTED: [&str; 5] = ["forwarded", "x-real-ip", OTHER_HOSTS[0], OTHER_HOSTS[1], OTHER_HOSTS[2]];
+
+/// How the names of what gateways say begin: of addresses and hosts, and also of users.
+const FORWARDED: &str = "x-forwarded-";
+
+/// Headers that some backends believe over `Host`.
+const OTHER_HOSTS: [&str; 3] = ["x-host", "x-original-host", "x-http-host-override"];
+
+/// Headers for the backend that are stripped on the way where `Connection` nominates them, so that it would judge by less
+/// than was judged here.
+const END_TO_END: [&str; 4] = ["authorization", "cookie", "host", "sec-websocket-protocol"];
 
 /// Headers that this program always writes itself.
 const ALWAYS_OURS: [&str; 2] = ["x-tenant-id", "x-request-id"];
+
+const FORWARDED_HEADER: HeaderName = HeaderName::from_static("forwarded");
 
 /// Under this name the upstream is told who asks, under whatever name the gateway said it.
 pub(crate) const X_TENANT_ID: HeaderName = HeaderName::from_static("x-tenant-id");
@@ -63,12 +67,15 @@ pub(crate) const X_TENANT_ID: HeaderName = HeaderName::from_static("x-tenant-id"
 /// How requests are read, from configuration.
 pub(crate) struct Intake {
     tenant_headers: Vec<HeaderName>,
+    hosts: Vec<HostPattern>,
     fixed: Option<TenantId>,
     tokens: Tokens,
     /// Which headers may hold a token.
     bearers: Bearers,
     role: Option<Role>,
     trusted: Vec<Network>,
+    /// Whether peers have no addresses, but a socket in the file system, which guards it.
+    on_unix_socket: bool,
     max_headers: usize,
     max_header_bytes: usize,
     max_target_bytes: usize,
@@ -117,6 +124,8 @@ pub(crate) struct Facts {
     pub(crate) forwarded: Forwarded,
     /// `Host`, or over HTTP/2 the authority.
     pub(crate) host: Option<HeaderValue>,
+    /// Whether that is among what names the tenant, so that nothing else may be taken for the host.
+    pub(crate) named_by_host: bool,
     /// The client's `X-Request-ID`, if it sent one.
     pub(crate) request_id: Option<HeaderValue>,
     /// `traceparent`.
@@ -154,7 +163,7 @@ pub(crate) enum Fault {
 impl Intake {
     /// `tokens` are those of `config`.
     pub(crate) fn new(config: &Config, tokens: Tokens) -> Self {
-        let mut tenant_headers = Vec::new();
+        let (mut tenant_headers, mut hosts) = (Vec::new(), Vec::new());
         let mut fixed = None;
         for source in &config.tenant.sources {
             match source {
@@ -162,8 +171,7 @@ impl Intake {
                 TenantSource::Fixed(tenant) => fixed = Some(tenant.0),
                 // Read by `tokens`.
                 TenantSource::Jwt(_) => {}
-                // Configurations that name it are refused: it is not built in this version.
-                TenantSource::Host(_) => {}
+                TenantSource::Host(pattern) => hosts.push(pattern.clone()),
             }
         }
         let allow = config.upgrade.as_ref().map(|upgrade| &upgrade.allow);
@@ -175,6 +183,7 @@ impl Intake {
         let bytes = |size: ByteSize| usize::try_from(size.bytes()).unwrap_or(usize::MAX);
         Self {
             tenant_headers,
+            hosts,
             fixed,
             bearers: Bearers {
                 authorization: tokens.look_at(&TokenPlace::Authorization),
@@ -184,16 +193,20 @@ impl Intake {
             tokens,
             role,
             trusted: config.trusted_proxies.clone(),
+            on_unix_socket: matches!(config.listen.proxy, Address::Unix(_)),
             max_headers: usize::from(limits.headers),
             max_header_bytes: bytes(limits.header_bytes),
             max_target_bytes: bytes(limits.uri_bytes),
         }
     }
 
-    /// Whether requests from `peer` may say who asks and where from. A peer without an address is on a Unix socket, which
-    /// the file system guards.
-    pub(crate) fn trusts(&self, peer: Option<IpAddr>) -> bool {
-        peer.is_none_or(|peer| self.trusted.iter().any(|network| network.contains(peer)))
+    /// Whether requests from `peer` may say who asks and where from. On a Unix socket everybody may whom the file system
+    /// lets connect.
+    fn trusts(&self, peer: Option<IpAddr>) -> bool {
+        match peer {
+            Some(peer) => self.trusted.iter().any(|network| network.contains(peer)),
+            None => self.on_unix_socket,
+        }
     }
 
     /// Read a request's headers. `raw_head` is the head as it came over HTTP/1, empty over HTTP/2; `now` is what tokens are
@@ -267,57 +280,60 @@ impl Intake {
         }
         // RFC 9112 sections 3.2 and 6: one Host, one length, and never a length beside a transfer coding. Pingora takes
         // Content-Length away where Transfer-Encoding is present, so only the raw head shows both.
-        let hostless = hosts == 0 && request.version == Version::HTTP_11;
-        if hostless || hosts > 1 || lengths > 1 || (coded && names_content_length(&raw_head())) {
+        if hosts > 1 || lengths > 1 || (coded && names_content_length(&raw_head())) {
             return Err(Fault::Malformed);
         }
-        if request.version == Version::HTTP_2 {
-            let authority = request.uri.authority().map(|authority| authority.as_str());
-            facts.host = authority.and_then(|authority| HeaderValue::from_str(authority).ok());
+        // Over HTTP/2 the authority comes first, and a Host beside it must be the same (RFC 9113 section 8.3.1).
+        if let Some(authority) = request.uri.authority().filter(|_| request.version == Version::HTTP_2) {
+            let authority = HeaderValue::from_str(authority.as_str()).map_err(|_| Fault::Malformed)?;
+            if facts.host.replace(authority.clone()).is_some_and(|host| host != authority) {
+                return Err(Fault::Malformed);
+            }
+        }
+        let hostless = facts.host.is_none() && matches!(request.version, Version::HTTP_11 | Version::HTTP_2);
+        if hostless || facts.host.as_ref().is_some_and(|host| !host.as_bytes().iter().all(is_of_host)) {
+            return Err(Fault::Malformed);
         }
         if request_ids > 1 {
             facts.request_id = None;
         }
         self.identify(&mut facts, &named, &bearers, now);
+        if facts.named_by_host {
+            facts.strip_other_hosts(&request.headers);
+        }
         Ok(facts)
     }
 
-    /// Whether a `Connection` header nominates one of ours: it would be stripped on the way (RFC 9110 section 7.6.1).
+    /// Whether a `Connection` header nominates one of ours, or one that the backend needs to see the same as we do: it would
+    /// be stripped on the way (RFC 9110 section 7.6.1).
     fn nominates_ours(&self, value: &HeaderValue) -> bool {
         value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii).any(|token| {
             !token.eq_ignore_ascii_case(b"keep-alive")
                 && !token.eq_ignore_ascii_case(b"close")
                 && !token.eq_ignore_ascii_case(b"upgrade")
-                && self.is_protected(&String::from_utf8_lossy(token).to_ascii_lowercase())
+                && {
+                    let name = String::from_utf8_lossy(token).to_ascii_lowercase();
+                    END_TO_END.contains(&&*name) || self.is_protected(&name)
+                }
         })
     }
 
     fn passes(&self, name: &HeaderName, trusted: bool) -> Passes {
-        let name_text = name.as_str();
-        if name_text.contains('_') {
-            let folded = name_text.replace('_', "-");
+        let name = name.as_str();
+        if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+            let folded = folded(name);
             if self.is_identity(&folded) {
                 return Passes::Never;
             }
             return if self.is_protected(&folded) { Passes::No } else { Passes::Yes };
         }
-        // All other protected names begin with these letters; most names do not.
-        let strippable = match name_text.as_bytes().first() {
-            Some(b'x') => NEVER_PASSED.contains(&name_text) || (!trusted && FROM_TRUSTED.contains(&name_text)),
-            Some(b'f') => !trusted && name_text == "forwarded",
-            Some(b's') => name_text == "script-name",
-            Some(b'p') => name_text == "path-info",
-            _ => false,
-        };
-        if strippable || (!trusted && self.is_identity(name_text)) { Passes::No } else { Passes::Yes }
+        let strippable = is_never_passed(name) || (!trusted && (is_from_trusted(name) || self.is_identity(name)));
+        if strippable { Passes::No } else { Passes::Yes }
     }
 
     /// Whether the backend takes a header of this lower-case name from us, and hence from nobody else.
     fn is_protected(&self, name: &str) -> bool {
-        ALWAYS_OURS.contains(&name)
-            || NEVER_PASSED.contains(&name)
-            || FROM_TRUSTED.contains(&name)
-            || self.is_identity(name)
+        ALWAYS_OURS.contains(&name) || is_never_passed(name) || is_from_trusted(name) || self.is_identity(name)
     }
 
     /// Whether a header of this lower-case name says who someone is, to us or to the backend.
@@ -363,6 +379,10 @@ impl Intake {
         if !bearers.is_empty() {
             who.hear_tokens(bearers, &self.tokens, now.into());
         }
+        if let Some(said) = self.said_by_host(facts) {
+            who.hear_host(said);
+            facts.named_by_host = said.is_ok();
+        }
         facts.identity = who.identity();
         facts.may_upgrade = (facts.may_upgrade || who.may_upgrade) && matches!(facts.identity, Identity::Tenant(_));
         let Identity::Tenant(tenant) = who.named else { return };
@@ -375,6 +395,13 @@ impl Intake {
             Some((_, value)) if all_canonical => Some((*value).clone()),
             _ => who.canonical.or_else(|| HeaderValue::from_str(&tenant.to_string()).ok()),
         };
+    }
+
+    /// What the host says of the tenant: nothing if no pattern fits it, or if anybody may have said it. Without a gateway
+    /// that could vouch for it, as where no proxy is listed, everybody's word counts: that is a public site.
+    fn said_by_host(&self, facts: &Facts) -> Option<Result<TenantId, InvalidTenantId>> {
+        let host = facts.host.as_ref().filter(|_| facts.trusted || self.trusted.is_empty())?;
+        self.hosts.iter().find_map(|pattern| pattern.tenant(host.as_bytes()))
     }
 
     /// The headers that may name the tenant.
@@ -399,11 +426,25 @@ impl Facts {
             strip: Vec::new(),
             forwarded: Forwarded::default(),
             host: None,
+            named_by_host: false,
             request_id: None,
             trace: None,
             origin: None,
             subprotocol: None,
         }
+    }
+
+    /// Pass nothing on that a backend could take for another host than the one that names the tenant, also from trusted
+    /// proxies: many pass on what their clients say under these names.
+    fn strip_other_hosts(&mut self, headers: &HeaderMap) {
+        self.forwarded.host = false;
+        let names_host =
+            |value: &HeaderValue| value.as_bytes().to_ascii_lowercase().windows(4).any(|word| word == b"host");
+        if headers.get_all(FORWARDED_HEADER).iter().any(names_host) {
+            self.strip.push(FORWARDED_HEADER);
+        }
+        self.strip
+            .extend(OTHER_HOSTS.into_iter().filter(|name| headers.contains_key(*name)).map(HeaderName::from_static));
     }
 }
 
@@ -424,11 +465,36 @@ fn is_hop_by_hop(name: &str) -> bool {
     )
 }
 
+/// Whether a header of this lower-case name is passed on from nobody.
+fn is_never_passed(name: &str) -> bool {
+    // Most names begin with other letters.
+    matches!(name.as_bytes().first(), Some(b'x' | b's' | b'p'))
+        && (name.starts_with(OURS_ALONE) || NEVER_PASSED.contains(&name))
+}
+
+/// Whether a header of this lower-case name is passed on from trusted proxies alone.
+fn is_from_trusted(name: &str) -> bool {
+    matches!(name.as_bytes().first(), Some(b'x' | b'f'))
+        && (name.starts_with(FORWARDED) || FROM_TRUSTED.contains(&name))
+}
+
+/// The lower-case name that CGI makes of this one, and of others: WSGI servers fold `_` and `-` into one, some FastCGI
+/// ones all that is neither letter nor digit.
+fn folded(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect()
+}
+
+/// Whether a byte may occur in `Host` (RFC 9112 section 3.2: else the request is refused; RFC 3986 section 3.2.2). What one
+/// reader takes for a name with a strange end, another takes for another name.
+fn is_of_host(b: &u8) -> bool {
+    b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%:[]".contains(b)
+}
+
 enum Passes {
     Yes,
     /// It is stripped.
     No,
-    /// The request is refused: a backend that folds `_` to `-` could take it for the tenant's header.
+    /// The request is refused: a backend could take it for the tenant's header.
     Never,
 }
 

@@ -9,13 +9,18 @@ mod api;
 pub mod cli;
 mod clock;
 mod explain;
+#[cfg(test)]
+#[path = "../fuzz/mod.rs"]
+mod fuzz;
 mod gate;
 mod identity;
 mod intake;
 mod licenses;
+mod load;
 mod manage;
 mod metrics;
 mod migrations;
+mod open_files;
 mod proxy;
 mod reload;
 mod request_id;

@@ -14,6 +14,7 @@ use prometheus::{
 
 use crate::api::websocket::Cause;
 use crate::licenses::{Channel, Layer, Licenses};
+use crate::load::Load;
 use crate::stores::{BreakerState, StoreName, TransactionMetrics, TransactionName, TransactionOutcome};
 
 /// What became of a request, as the label `outcome` says.
@@ -107,6 +108,63 @@ impl ReloadOutcome {
     }
 }
 
+/// Which limit a client has met, as the label `limit` says: by the key of the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Limit {
+    /// Connections: 503.
+    Connections,
+    /// Requests at once: 503.
+    Requests,
+    /// Requests of one tenant at once: 503.
+    TenantRequests,
+    /// The time for a head: 408.
+    HeaderTimeout,
+    /// The number or the size of headers: 431.
+    Headers,
+    /// The length of the target: 414.
+    UriBytes,
+    /// The size of the body: 413.
+    BodyBytes,
+    /// The pauses within a body: 408.
+    BodyTimeout,
+    /// The time in which a client takes nothing: closed.
+    WriteTimeout,
+    /// Streams cancelled as soon as they are open, over HTTP/2: closed.
+    Resets,
+}
+
+impl Limit {
+    /// Every limit.
+    pub(crate) const ALL: [Self; 10] = [
+        Self::Connections,
+        Self::Requests,
+        Self::TenantRequests,
+        Self::HeaderTimeout,
+        Self::Headers,
+        Self::UriBytes,
+        Self::BodyBytes,
+        Self::BodyTimeout,
+        Self::WriteTimeout,
+        Self::Resets,
+    ];
+
+    /// As metrics write it.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::Requests => "requests_in_flight",
+            Self::TenantRequests => "requests_in_flight_per_tenant",
+            Self::HeaderTimeout => "header_timeout",
+            Self::Headers => "headers",
+            Self::UriBytes => "uri_bytes",
+            Self::BodyBytes => "body_bytes",
+            Self::BodyTimeout => "body_timeout",
+            Self::WriteTimeout => "write_timeout",
+            Self::Resets => "resets",
+        }
+    }
+}
+
 /// One counter for each member of a closed set, found without a look-up.
 pub(crate) struct CounterSet<K: 'static>(Vec<(K, IntCounter)>);
 
@@ -151,8 +209,11 @@ pub(crate) struct Metrics {
     pub stale_served: IntCounter,
     /// Requests let through on a licence in its grace period.
     pub grace_served: IntCounter,
-    /// Requests that are being served.
-    pub in_flight: IntGauge,
+    /// Clients that met a limit, by the limit.
+    pub limited: CounterSet<Limit>,
+    connections: IntGauge,
+    in_flight: IntGauge,
+    tunnels: IntGauge,
     websockets: IntGauge,
     websockets_closed: CounterSet<Cause>,
     /// Access-log lines that were dropped because they could not be written fast enough.
@@ -234,6 +295,12 @@ impl Metrics {
                 transactions.total.with_label_values(&[name.as_str(), outcome.as_str()]);
             }
         }
+        let limited = counters(
+            r,
+            "dotmac_limited_total",
+            "Requests and connections that met a limit of the configuration, by the limit.",
+            &["limit"],
+        )?;
         let live = gauges(
             r,
             "dotmac_change_feed_live",
@@ -308,7 +375,10 @@ impl Metrics {
             transactions,
             websockets: gauge(r, "dotmac_websocket_connections", "WebSockets of the licence API that are open.")?,
             websockets_closed: CounterSet::new(&websockets_closed, &Cause::ALL, Cause::as_str),
+            limited: CounterSet::new(&limited, &Limit::ALL, Limit::as_str),
+            connections: gauge(r, "dotmac_connections", "Connections to the proxy that are open, WebSockets included.")?,
             in_flight: gauge(r, "dotmac_requests_in_flight", "Requests that are being served.")?,
+            tunnels: gauge(r, "dotmac_tunnels", "WebSockets and other tunnels to the upstream that are open.")?,
             access_log_dropped: counter(
                 r,
                 "dotmac_access_log_dropped_total",
@@ -383,9 +453,9 @@ impl Metrics {
         self.shadow_denials.with_label_values(&[feature, reason.name()]).inc();
     }
 
-    /// How much there is to finish before the program may end: requests, and WebSockets whose clients are told.
-    pub(crate) fn unfinished(&self) -> (i64, i64) {
-        (self.in_flight.get(), self.websockets.get())
+    /// How many WebSockets of the licence API are open.
+    pub(crate) fn websockets(&self) -> i64 {
+        self.websockets.get()
     }
 
     /// Whether changes are heard of by this channel.
@@ -394,7 +464,15 @@ impl Metrics {
     }
 
     /// Take down what is only known when asked, at `now`.
-    pub(crate) fn observe(&self, licenses: &Licenses, now: Timestamp) {
+    pub(crate) fn observe(&self, licenses: &Licenses, load: &Load, now: Timestamp) {
+        let counts = load.counts();
+        for (gauge, count) in [
+            (&self.connections, counts.connections),
+            (&self.in_flight, counts.requests),
+            (&self.tunnels, counts.tunnels),
+        ] {
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
         const DAY: Duration = Duration::from_hours(24);
         const WITHIN: [(&str, Duration); 3] =
             [("24h", DAY), ("7d", DAY.saturating_mul(7)), ("30d", DAY.saturating_mul(30))];

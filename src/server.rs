@@ -10,7 +10,6 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use axum::Router;
 use licensing::config::{Address, ChangeFeed, Config, LicenseSource};
-use pingora::apps::HttpServerOptions;
 use pingora::listeners::ListenerConfig;
 use pingora::protocols::l4::stream::L4BufferSettings;
 use pingora::proxy::http_proxy;
@@ -23,17 +22,20 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::access_log::AccessLog;
 use crate::api::admin::{self, Admin, Guard};
 use crate::api::license::LicenseApi;
+use crate::api::listener;
 use crate::api::ops::{self, Ops};
 use crate::api::upgrade::UpgradeApi;
 use crate::explain::Explainer;
 use crate::gate::Gate;
 use crate::licenses::{Announcer, Feed, Freshness, Licenses};
+use crate::load::Load;
 use crate::manage::Manage;
 use crate::metrics::Metrics;
-use crate::proxy::{Connections, Proxy};
+use crate::open_files;
+use crate::proxy::{Connections, Doorman, Proxy};
 use crate::reload::Reload;
 use crate::settings::Settings;
-use crate::snapshot::{Snapshot, Snapshots};
+use crate::snapshot::{Limits, Snapshot, Snapshots};
 use crate::stores::{FileSource, Ledger, PoolOptions, Postgres, PostgresLedger, Redis, Source};
 
 /// The share of the look-up deadline that Redis may take: the rest is for asking Postgres where Redis does not answer.
@@ -53,6 +55,7 @@ pub(crate) struct Assembly {
     snapshots: Snapshots,
     /// None: licences can only be read here.
     manage: Option<Arc<Manage>>,
+    load: Arc<Load>,
     metrics: Arc<Metrics>,
     draining: Arc<AtomicBool>,
 }
@@ -126,6 +129,7 @@ impl Assembly {
             gate,
             snapshots,
             manage,
+            load: Arc::default(),
             metrics,
             draining: Arc::default(),
         })
@@ -147,6 +151,7 @@ impl Assembly {
     /// When something can't be bound or resolved; once it serves, it does not return.
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let config = &self.settings.config;
+        open_files::allow_for(config.limits.connections);
         check_bindable(&config.listen.proxy, "listen.proxy")?;
         let listening = Arc::new(AtomicBool::new(false));
         self.serve_ops(&listening)?;
@@ -178,7 +183,8 @@ impl Assembly {
         let phases = server.watch_execution_phase();
         let drain = config.shutdown.drain.get();
         let timeout = config.shutdown.timeout.get().saturating_sub(drain);
-        let end = End { metrics: Arc::clone(&self.metrics), manage: self.manage.clone(), access_log, timeout };
+        let (load, metrics) = (Arc::clone(&self.load), Arc::clone(&self.metrics));
+        let end = End { load, metrics, manage: self.manage.clone(), access_log, timeout };
         std::thread::Builder::new().name("shutdown".to_owned()).spawn(move || end.after(phases))?;
         tracing::info!(
             proxy = %config.listen.proxy, ops = %config.listen.ops, upstream = %config.upstream.address,
@@ -194,11 +200,13 @@ impl Assembly {
     fn serve_ops(&self, listening: &Arc<AtomicBool>) -> anyhow::Result<()> {
         let router = ops::router(Ops {
             licenses: Arc::clone(&self.licenses),
+            load: Arc::clone(&self.load),
             metrics: Arc::clone(&self.metrics),
             listening: Arc::clone(listening),
             draining: Arc::clone(&self.draining),
         });
-        serve(&self.runtime, &self.settings.config.listen.ops, "listen.ops", router)
+        let config = &self.settings.config;
+        serve(&self.runtime, &config.listen.ops, "listen.ops", router, config.limits.header_timeout.get())
     }
 
     fn serve_admin(&self) -> anyhow::Result<()> {
@@ -208,46 +216,59 @@ impl Assembly {
             tracing::warn!("the admin API lets nobody in: neither DOTMAC_LICENSE_ADMIN_TOKEN nor ADMIN_TOKEN is set");
         }
         let (manage, explainer, guard) = (self.manage.clone(), self.explainer(), Arc::new(guard));
-        serve(&self.runtime, address, "listen.admin", admin::router(Admin { manage, explainer, guard }))
+        let router = admin::router(Admin { manage, explainer, guard });
+        serve(&self.runtime, address, "listen.admin", router, self.settings.config.limits.header_timeout.get())
     }
 
     fn proxy_service(&self, server: &Server, access_log: Option<AccessLog>) -> Service<Connections> {
         let license_api = Arc::new(LicenseApi::new(Arc::clone(&self.licenses)));
         let proxy = Proxy {
             gate: Arc::clone(&self.gate),
+            load: Arc::clone(&self.load),
             metrics: Arc::clone(&self.metrics),
             snapshots: Arc::clone(&self.snapshots),
             upgrade_api: UpgradeApi::new(self.manage.clone(), Arc::clone(&license_api)),
             license_api,
-            access_log,
+            access_log: access_log.clone(),
             draining: Arc::clone(&self.draining),
         };
-        let mut proxy = http_proxy(&server.configuration, proxy);
-        let mut options = HttpServerOptions::default();
-        options.h2c = true;
-        proxy.server_options = Some(options);
-        Service::new("proxy".to_owned(), Connections::new(proxy))
+        let doorman = Doorman {
+            gate: Arc::clone(&self.gate),
+            metrics: Arc::clone(&self.metrics),
+            snapshots: Arc::clone(&self.snapshots),
+            access_log,
+        };
+        let proxy = http_proxy(&server.configuration, proxy);
+        let limits = Limits::of(&self.settings.config);
+        Service::new("proxy".to_owned(), Connections::new(proxy, limits, Arc::clone(&self.load), doorman))
     }
 }
 
-/// A listener of our own, beside the proxy's; `key` is what its address is called in the configuration.
+/// A listener of our own, beside the proxy's; `key` is what its address is called in the configuration, `header_timeout` how
+/// long a request's head may take.
 ///
 /// # Errors
 /// When the address can't be bound.
-fn serve(runtime: &Runtime, address: &Address, key: &str, router: Router) -> anyhow::Result<()> {
+fn serve(
+    runtime: &Runtime,
+    address: &Address,
+    key: &str,
+    router: Router,
+    header_timeout: Duration,
+) -> anyhow::Result<()> {
     let _runtime = runtime.enter();
     match address {
         Address::Tcp(address) => {
             let listener = TcpListener::bind(address).with_context(|| format!("{key} {address}"))?;
             listener.set_nonblocking(true)?;
             let listener = tokio::net::TcpListener::from_std(listener)?;
-            runtime.spawn(async move { axum::serve(listener, router).await });
+            runtime.spawn(listener::serve(listener, router, header_timeout));
         }
         Address::Unix(path) => {
             remove_stale_socket(path)?;
             let listener =
                 tokio::net::UnixListener::bind(path).with_context(|| format!("{key} unix:{}", path.display()))?;
-            runtime.spawn(async move { axum::serve(listener, router).await });
+            runtime.spawn(listener::serve(listener, router, header_timeout));
         }
     }
     Ok(())
@@ -256,6 +277,7 @@ fn serve(runtime: &Runtime, address: &Address, key: &str, router: Router) -> any
 /// A change feed for a whole fleet, which is told by way of Redis.
 pub(crate) struct Relay {
     ops: Address,
+    header_timeout: Duration,
     feed: Arc<Feed>,
     metrics: Arc<Metrics>,
 }
@@ -278,7 +300,8 @@ impl Relay {
         };
         let metrics = metrics(settings)?;
         let feed = Arc::new(Feed::relay(url, redis, Arc::clone(&metrics)));
-        Ok(Self { ops: config.listen.ops.clone(), feed, metrics })
+        let header_timeout = config.limits.header_timeout.get();
+        Ok(Self { ops: config.listen.ops.clone(), header_timeout, feed, metrics })
     }
 
     /// Listen and tell until a signal ends it.
@@ -291,7 +314,8 @@ impl Relay {
             .enable_all()
             .build()
             .context("the runtime can't be started")?;
-        serve(&runtime, &self.ops, "listen.ops", ops::relay_router(Arc::clone(&self.feed), self.metrics))?;
+        let router = ops::relay_router(Arc::clone(&self.feed), self.metrics);
+        serve(&runtime, &self.ops, "listen.ops", router, self.header_timeout)?;
         tracing::info!(ops = %self.ops, "relaying changes");
         runtime.block_on(async {
             let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -493,6 +517,7 @@ impl ShutdownSignalWatch for Signals {
 
 /// Ends the process once the listener is closed and nothing is in flight. Pingora itself would sleep a fixed time.
 struct End {
+    load: Arc<Load>,
     metrics: Arc<Metrics>,
     manage: Option<Arc<Manage>>,
     access_log: Option<AccessLog>,
@@ -507,10 +532,15 @@ impl End {
         while !matches!(phases.blocking_recv(), Ok(ShutdownGracePeriod | ShutdownRuntimes) | Err(_)) {}
         let deadline = Instant::now() + self.timeout;
         let busy = || self.manage.as_ref().is_some_and(|manage| manage.is_busy());
-        while (self.metrics.unfinished() != (0, 0) || busy()) && Instant::now() < deadline {
+        // Requests and tunnels, and the WebSockets whose clients are told.
+        let unfinished = || {
+            let counts = self.load.counts();
+            (counts.requests + counts.tunnels, self.metrics.websockets())
+        };
+        while (unfinished() != (0, 0) || busy()) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(10));
         }
-        let (requests, websockets) = self.metrics.unfinished();
+        let (requests, websockets) = unfinished();
         if requests > 0 || websockets > 0 {
             tracing::warn!(requests, websockets, "ending with requests in flight or WebSockets open");
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use arc_swap::ArcSwap;
 use licensing::config::{
-    Config, Missing, PlanSettings, TenantSettings, TenantSource, TokenPlace, UpgradeSettings, UpstreamAddress,
+    ByteSize, Config, Missing, PlanSettings, TenantSettings, TenantSource, TokenPlace, UpgradeSettings, UpstreamAddress,
 };
 use licensing::cors::Cors;
 use licensing::routes::Routes;
@@ -35,6 +35,7 @@ pub(crate) struct Snapshot {
     pub(crate) vary: String,
     pub(crate) upstream: Upstream,
     pub(crate) drain: DrainBounds,
+    pub(crate) limits: Limits,
     pub(crate) log_raw_target: bool,
     pub(crate) config_hash: String,
     /// What tells whether the files that the configuration names were the same.
@@ -47,6 +48,28 @@ pub(crate) struct Snapshot {
 pub(crate) struct DrainBounds {
     pub(crate) bytes: u64,
     pub(crate) time: Duration,
+}
+
+impl DrainBounds {
+    /// Nothing is read any more.
+    pub(crate) const NONE: Self = Self { bytes: 0, time: Duration::ZERO };
+}
+
+/// How many there may be at once, how long clients may take, and how much they may send.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) connections: u32,
+    pub(crate) requests: u32,
+    /// Of one tenant, or of none.
+    pub(crate) requests_per_tenant: u32,
+    pub(crate) headers: u16,
+    pub(crate) header_bytes: usize,
+    pub(crate) uri_bytes: usize,
+    pub(crate) body_bytes: Option<u64>,
+    pub(crate) header_timeout: Duration,
+    pub(crate) idle_timeout: Duration,
+    pub(crate) body_timeout: Duration,
+    pub(crate) write_timeout: Duration,
 }
 
 /// The upstream, as pingora wants to have it described.
@@ -76,10 +99,38 @@ impl Snapshot {
             vary: vary(&config.tenant),
             upstream: Upstream::of(&config.upstream)?,
             drain: DrainBounds { bytes: limits.drain_bytes.bytes(), time: limits.drain_timeout.get() },
+            limits: Limits::of(config),
             log_raw_target: config.log.raw_target,
             config_hash: settings.config_hash(),
             inputs,
         })
+    }
+}
+
+impl Limits {
+    /// What `config` says.
+    pub(crate) fn of(config: &Config) -> Self {
+        let limits = &config.limits;
+        let bytes = |size: ByteSize| usize::try_from(size.bytes()).unwrap_or(usize::MAX);
+        // Where there is but one tenant, there are no others to leave room for.
+        let alone = config.tenant.sources.iter().any(|source| matches!(source, TenantSource::Fixed(_)));
+        let share = match limits.requests_in_flight_per_tenant {
+            None if alone => limits.requests_in_flight,
+            _ => limits.requests_in_flight_per_tenant(),
+        };
+        Self {
+            connections: limits.connections,
+            requests: limits.requests_in_flight,
+            requests_per_tenant: share,
+            headers: limits.headers,
+            header_bytes: bytes(limits.header_bytes),
+            uri_bytes: bytes(limits.uri_bytes),
+            body_bytes: limits.body_bytes.map(ByteSize::bytes),
+            header_timeout: limits.header_timeout.get(),
+            idle_timeout: limits.idle_timeout.get(),
+            body_timeout: limits.body_timeout.get(),
+            write_timeout: limits.write_timeout.get(),
+        }
     }
 }
 

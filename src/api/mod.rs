@@ -5,6 +5,7 @@ mod body;
 pub(crate) mod handshake;
 pub(crate) mod headers;
 pub(crate) mod license;
+pub(crate) mod listener;
 pub(crate) mod ops;
 pub(crate) mod paths;
 pub(crate) mod updates;

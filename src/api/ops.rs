@@ -10,12 +10,14 @@ use axum::{Router, routing::get};
 
 use crate::clock::wall_clock;
 use crate::licenses::{Channel, Feed, Licenses};
+use crate::load::Load;
 use crate::metrics::Metrics;
 
 /// What the handlers look at.
 #[derive(Clone)]
 pub(crate) struct Ops {
     pub(crate) licenses: Arc<Licenses>,
+    pub(crate) load: Arc<Load>,
     pub(crate) metrics: Arc<Metrics>,
     /// Whether the proxy's own listener accepts connections.
     pub(crate) listening: Arc<AtomicBool>,
@@ -48,7 +50,7 @@ async fn readyz(State(ops): State<Ops>) -> (StatusCode, &'static str) {
 }
 
 async fn metrics(State(ops): State<Ops>) -> Response {
-    ops.metrics.observe(&ops.licenses, wall_clock());
+    ops.metrics.observe(&ops.licenses, &ops.load, wall_clock());
     text(&ops.metrics)
 }
 

@@ -149,11 +149,12 @@ fn user() -> Option<String> {
 }
 
 /// The program's own log: JSON lines on standard error, apart from the access log on standard output. `RUST_LOG` beats the
-/// configured level. What fails on the way of a request is logged by us, with its id, and not by pingora once more.
+/// configured level. What fails on the way of a request is logged by us, with its id, and not by pingora once more, which has
+/// an error for each client that goes away within a head.
 fn start_log(level: &str) {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new(format!("{level},pingora_core=warn,pingora_proxy=error")));
+        .unwrap_or_else(|_| EnvFilter::new(format!("{level},pingora_core=warn,pingora_proxy=off")));
     let subscriber = tracing_subscriber::fmt().json().flatten_event(true).with_writer(std::io::stderr);
     // A second call, from a test in the same process, changes nothing.
     let _ = subscriber.with_env_filter(filter).try_init();

@@ -70,6 +70,8 @@ pub(crate) enum Word {
     NotOurs,
     /// A token for us, and a bad one.
     Refused(TokenFault),
+    /// One that is good at another time: why it is not now, and what its tenant's claim holds.
+    Late(TokenFault, NamedTenant),
     /// A good one.
     Verified(Arc<Verified>),
 }
@@ -175,19 +177,31 @@ impl Source {
         if !is_token(text) {
             return Word::NotOurs;
         }
-        match self.verify(text, now) {
-            Ok(Some(verified)) => {
-                let verified = Arc::new(verified);
-                self.verified.insert(text.into(), Arc::clone(&verified));
-                Word::Verified(verified)
-            }
-            Ok(None) => Word::NotOurs,
-            Err(fault) => Word::Refused(fault),
-        }
+        let claims = match self.verify(text) {
+            Ok(Some(claims)) => claims,
+            Ok(None) => return Word::NotOurs,
+            Err(fault) => return Word::Refused(fault),
+        };
+        let tenant = NamedTenant::from(claims.get(&self.claim));
+        let expires = match claims.check_times(self.leeway, now) {
+            Ok(expires) => expires,
+            Err(late @ (TokenFault::Expired | TokenFault::NotYetValid)) => return Word::Late(late, tenant),
+            Err(fault) => return Word::Refused(fault),
+        };
+        let verified = Arc::new(Verified {
+            tenant,
+            expires,
+            may_upgrade: self.role.as_ref().is_some_and(|role| claims.has_one_of(&role.claim, &role.values)),
+            subject: claims.get("sub").and_then(|subject| subject.as_str()).map(Arc::from),
+            since: now,
+        });
+        self.verified.insert(text.into(), Arc::clone(&verified));
+        Word::Verified(verified)
     }
 
-    /// `None` for another issuer's token, on which only that issuer's word counts.
-    fn verify(&self, text: &[u8], now: Timestamp) -> Result<Option<Verified>, TokenFault> {
+    /// What a token claims whose signature and audience are right. `None` for another issuer's, on which only that
+    /// issuer's word counts.
+    fn verify(&self, text: &[u8]) -> Result<Option<Claims>, TokenFault> {
         if text.len() > MAX_BYTES {
             return Err(TokenFault::Malformed);
         }
@@ -196,21 +210,13 @@ impl Source {
         if self.issuer.as_ref().is_some_and(|issuer| said.issuer() != Some(issuer)) {
             return Ok(None);
         }
-        let claims = self.keys.verify(text, self.audience.as_deref())?;
-        let expires = claims.check_times(self.leeway, now)?;
-        Ok(Some(Verified {
-            tenant: NamedTenant::from(claims.get(&self.claim)),
-            expires,
-            may_upgrade: self.role.as_ref().is_some_and(|role| claims.has_one_of(&role.claim, &role.values)),
-            subject: claims.get("sub").and_then(|subject| subject.as_str()).map(Arc::from),
-            since: now,
-        }))
+        self.keys.verify(text, self.audience.as_deref()).map(Some)
     }
 }
 
 /// Whether a text is meant to be a signed token: three parts, of which the first begins as the encoding of a JSON object does.
 /// What else stands behind `Bearer` is no JWT, and not for us.
-fn is_token(text: &[u8]) -> bool {
+pub(crate) fn is_token(text: &[u8]) -> bool {
     let begins = text.starts_with(b"ey") || text.starts_with(b"ew");
     begins && text.iter().filter(|b| **b == b'.').count() == 2
 }

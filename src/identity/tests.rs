@@ -30,7 +30,7 @@ fn source(settings: &str, keys: &Value) -> Source {
 fn word(source: &Source, token: &str, second: i64) -> Result<String, Option<TokenFault>> {
     match source.read(token.as_bytes(), at(second)) {
         Word::NotOurs => Err(None),
-        Word::Refused(fault) => Err(Some(fault)),
+        Word::Refused(fault) | Word::Late(fault, _) => Err(Some(fault)),
         Word::Verified(verified) => Ok(match &verified.tenant {
             NamedTenant::Is(tenant, header) => {
                 assert_eq!(header.to_str().ok(), Some(tenant.to_string().as_str()));
@@ -113,17 +113,15 @@ fn no_token_chooses_how_it_is_verified() {
     let both = source("", &jwk_set(&[&rsa, &secret]));
     let only_rsa = source("", &jwk_set(&[&rsa]));
     let header = |header: Value| secret.token_with(&header, &claims());
-    let modulus = rsa.jwk()["n"].as_str().expect("a modulus").to_owned();
-    let confused = {
+    for known in Signer::rsa_spellings() {
         let signed = format!("{}.{}", jwt::encode(r#"{"alg":"HS256","kid":"rsa"}"#), jwt::encode(claims().to_string()));
-        let signature = jwt::hmac_sha256(modulus.as_bytes(), signed.as_bytes());
-        format!("{signed}.{}", jwt::encode(signature))
-    };
+        let confused = format!("{signed}.{}", jwt::encode(jwt::hmac_sha256(&known, signed.as_bytes())));
+        assert_eq!(word(&only_rsa, &confused, NOW), refused(TokenFault::Untrusted), "{}", known.escape_ascii());
+    }
     let unsigned = |alg: &str| {
         format!("{}.{}.", jwt::encode(json!({ "alg": alg }).to_string()), jwt::encode(claims().to_string()))
     };
     for (source, token, fault) in [
-        (&only_rsa, confused, TokenFault::Untrusted),
         (&both, unsigned("none"), TokenFault::Untrusted),
         (&both, unsigned("nOnE"), TokenFault::Untrusted),
         (&both, unsigned(""), TokenFault::Untrusted),
@@ -131,8 +129,21 @@ fn no_token_chooses_how_it_is_verified() {
         (&both, header(json!({ "alg": "RS256", "kid": "secret" })), TokenFault::Untrusted),
         (&both, header(json!({ "alg": "HS512", "kid": "secret" })), TokenFault::Untrusted),
         (&both, header(json!({ "alg": "hs256", "kid": "secret" })), TokenFault::Untrusted),
-        // A key that comes with the token is nobody's key.
+        (&both, unsigned("None"), TokenFault::Untrusted),
+        (&both, unsigned("NONE"), TokenFault::Untrusted),
+        (&both, unsigned("none "), TokenFault::Untrusted),
+        // A key that comes with the token, or stands where the token says, is nobody's key.
         (&only_rsa, header(json!({ "alg": "HS256", "jwk": secret.jwk() })), TokenFault::Untrusted),
+        (
+            &both,
+            header(json!({ "alg": "HS256", "kid": "x", "jku": "https://evil.example/keys" })),
+            TokenFault::Untrusted,
+        ),
+        (&both, header(json!({ "alg": "HS256", "kid": "x", "x5u": "https://evil.example/x" })), TokenFault::Untrusted),
+        (&both, header(json!({ "alg": "HS256", "kid": "../../secret" })), TokenFault::Untrusted),
+        (&both, header(json!({ "alg": "HS256", "kid": "secret\u{0}" })), TokenFault::Untrusted),
+        (&both, header(json!({ "alg": "HS256", "kid": "x' UNION SELECT 'secret" })), TokenFault::Untrusted),
+        (&both, header(json!({ "alg": "HS256", "kid": ["secret"] })), TokenFault::Untrusted),
         (&both, header(json!({ "alg": "HS256", "crit": ["exp"] })), TokenFault::Malformed),
         (&both, header(json!({ "alg": "HS256", "crit": [] })), TokenFault::Malformed),
         (&both, header(json!({ "kid": "secret" })), TokenFault::Untrusted),
@@ -194,6 +205,28 @@ fn what_is_claimed_is_checked() {
     }
     let missing = json!({ "iss": "https://id.example", "aud": "app", "tenant_id": TENANT });
     assert_eq!(word(&source, &signer.token(&missing), NOW), refused(TokenFault::Malformed), "no exp");
+}
+
+/// An object with two members of one name is two objects to two readers.
+#[test]
+fn nothing_is_said_twice() {
+    let signer = Signer::new("HS256", "k");
+    let source = source(r#", "claim": "org.id""#, &jwk_set(&[&signer]));
+    let other = "00000000-0000-4000-8000-000000000001";
+    let header = r#"{"alg":"HS256","kid":"k"}"#;
+    let good = format!(r#"{{"exp":{},"list":[1,-1,0.5,true,null,{{}}],"org":{{"id":"{TENANT}"}}}}"#, NOW + 300);
+    assert_eq!(word(&source, &signer.token_of(header, &good), NOW).as_deref(), Ok(TENANT));
+    for (header, claims, fault) in [
+        (header, good.replace("{\"id\"", &format!("{{\"id\":\"{other}\",\"id\"")), TokenFault::Malformed),
+        (header, good.replace("\"org\"", &format!("\"org\":{{\"id\":\"{other}\"}},\"org\"")), TokenFault::Malformed),
+        (header, good.replace("\"exp\"", "\"exp\":0,\"\\u0065xp\""), TokenFault::Malformed),
+        (header, good.replace("{}", "{\"a\":1,\"a\":1}"), TokenFault::Malformed),
+        (r#"{"alg":"none","alg":"HS256","kid":"k"}"#, good.clone(), TokenFault::Untrusted),
+        (r#"{"alg":"HS256","kid":"k","kid":"k"}"#, good.clone(), TokenFault::Untrusted),
+        (r#"{"alg":"HS256","kid":"k","crit":["x"],"crit":null}"#, good.clone(), TokenFault::Untrusted),
+    ] {
+        assert_eq!(word(&source, &signer.token_of(header, &claims), NOW), refused(fault), "{header} {claims}");
+    }
 }
 
 #[test]
@@ -275,7 +308,7 @@ fn a_good_token_is_remembered_and_nothing_else() {
     let token = signer.token(&claims);
     let since = |second| match source.read(token.as_bytes(), at(second)) {
         Word::Verified(verified) => Ok(verified.since),
-        Word::Refused(fault) => Err(fault),
+        Word::Refused(fault) | Word::Late(fault, _) => Err(fault),
         Word::NotOurs => panic!("ours"),
     };
     assert_eq!(since(NOW - 1), Err(TokenFault::NotYetValid));

@@ -1,14 +1,14 @@
-//! Who asks: what headers and tokens say, put together.
+//! Who asks: what headers, tokens and the host say, put together.
 
 use std::sync::Arc;
 
 use http::HeaderValue;
 use licensing::config::TokenPlace;
-use licensing::tenant::{TenantId, TokenFault};
+use licensing::tenant::{InvalidTenantId, TenantId, TokenFault};
 use licensing::time::Timestamp;
 
 use crate::gate::Identity;
-use crate::identity::{NamedTenant, Tokens, Word};
+use crate::identity::{NamedTenant, Tokens, Word, is_token};
 
 /// The subprotocol that our WebSocket speaks.
 const SUBPROTOCOL: &str = "dotmac-license";
@@ -18,6 +18,8 @@ const SUBPROTOCOL: &str = "dotmac-license";
 pub(crate) enum Via {
     /// The configuration: it is always the same tenant.
     Fixed,
+    /// The host that is asked: every page chooses for itself which one that is.
+    Host,
     /// A header from a trusted proxy, which may have gone by a cookie.
     Header,
     /// A token in a cookie, which a browser sends whoever has made it ask.
@@ -49,7 +51,10 @@ pub(super) struct Who {
     pub(super) may_upgrade: bool,
     /// Whom such a token is about.
     pub(super) subject: Option<Arc<str>>,
+    /// What is wrong with a token that is not to be believed at all.
     fault: Option<TokenFault>,
+    /// What is wrong with tokens that are good at another time, and whom they name.
+    late: Option<(TokenFault, Identity)>,
 }
 
 impl Who {
@@ -57,15 +62,20 @@ impl Who {
     pub(super) fn new(fixed: Option<TenantId>) -> Self {
         let named = fixed.map_or(Identity::Missing, Identity::Tenant);
         let via = fixed.map(|_| Via::Fixed);
-        Self { named, via, canonical: None, expires: None, may_upgrade: false, subject: None, fault: None }
+        Self { named, via, canonical: None, expires: None, may_upgrade: false, subject: None, fault: None, late: None }
     }
 
     /// Who asks, all in all. A token that is not believed outweighs what others say, however good: the backend may look at
-    /// that token alone.
+    /// that token alone. One that is only past its time or before it does no harm beside a good word for the same tenant:
+    /// whichever the backend looks at, that is whose request it is. Browsers carry stale cookies for long.
     pub(super) fn identity(&self) -> Identity {
-        match (self.named, self.fault) {
-            (Identity::Conflicting, _) | (_, None) => self.named,
-            (_, Some(fault)) => Identity::BadToken(fault),
+        match (self.named, self.fault, self.late) {
+            (Identity::Conflicting, ..) | (_, None, None) => self.named,
+            (_, Some(fault), _) => Identity::BadToken(fault),
+            (Identity::Tenant(_), None, Some((_, late))) if late == Identity::Missing || late == self.named => {
+                self.named
+            }
+            (_, None, Some((fault, _))) => Identity::BadToken(fault),
         }
     }
 
@@ -77,6 +87,15 @@ impl Who {
             Err(_) => Identity::Invalid,
         };
         self.hear(said, Via::Header);
+    }
+
+    /// What the host says. Comes last: where another source names the tenant, a host such as www names nobody.
+    pub(super) fn hear_host(&mut self, said: Result<TenantId, InvalidTenantId>) {
+        match said {
+            Ok(tenant) => self.hear(Identity::Tenant(tenant), Via::Host),
+            Err(_) if self.named == Identity::Missing => self.hear(Identity::Invalid, Via::Host),
+            Err(_) => {}
+        }
     }
 
     /// Headers that may hold tokens.
@@ -93,6 +112,9 @@ impl Who {
                     for (name, text) in cookies(value) {
                         if let Some(place) = tokens.cookie(name) {
                             self.weigh(tokens.read(text, place, now), Via::Cookie);
+                            if hides_token(text) {
+                                self.fault = self.fault.or(Some(TokenFault::Malformed));
+                            }
                         }
                     }
                 }
@@ -111,12 +133,16 @@ impl Who {
 
     /// What one text is to all sources that look at it: it is good if it is to one of them.
     fn weigh(&mut self, words: impl Iterator<Item = Word>, via: Via) {
-        let (mut good, mut fault) = (false, None);
+        let (mut good, mut fault, mut late) = (false, None, None);
         for word in words {
             let verified = match word {
                 Word::NotOurs => continue,
                 Word::Refused(why) => {
                     fault = fault.or(Some(why));
+                    continue;
+                }
+                Word::Late(why, named) => {
+                    late = late.or(Some((why, Identity::from(named))));
                     continue;
                 }
                 Word::Verified(verified) => verified,
@@ -137,18 +163,39 @@ impl Who {
                 }
             }
         }
-        if !good {
-            self.fault = self.fault.or(fault);
+        match (good, late) {
+            (true, _) => {}
+            (false, Some((why, named))) => {
+                let (first, before) = self.late.unwrap_or((why, Identity::Missing));
+                self.late = Some((first, both(before, named)));
+            }
+            (false, None) => self.fault = self.fault.or(fault),
         }
     }
 
     fn hear(&mut self, said: Identity, via: Via) {
         self.via = self.via.max(Some(via));
-        self.named = match (self.named, said) {
-            (Identity::Missing, said) => said,
-            (before, said) if before == said => before,
-            _ => Identity::Conflicting,
-        };
+        self.named = both(self.named, said);
+    }
+}
+
+/// What two say together.
+fn both(before: Identity, said: Identity) -> Identity {
+    match (before, said) {
+        (before, Identity::Missing) => before,
+        (Identity::Missing, said) => said,
+        (before, said) if before == said => before,
+        _ => Identity::Conflicting,
+    }
+}
+
+impl From<NamedTenant> for Identity {
+    fn from(named: NamedTenant) -> Self {
+        match named {
+            NamedTenant::None => Self::Missing,
+            NamedTenant::Invalid => Self::Invalid,
+            NamedTenant::Is(tenant, _) => Self::Tenant(tenant),
+        }
     }
 }
 
@@ -158,10 +205,11 @@ pub(super) fn our_subprotocol(offered: &HeaderValue) -> Option<HeaderValue> {
     ours.then_some(HeaderValue::from_static(SUBPROTOCOL))
 }
 
-/// What stands behind `Bearer` (RFC 6750 section 2.1).
+/// What stands behind `Bearer` (RFC 6750 section 2.1). Some readers take a tab for the blank.
 fn behind_bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, text) = value.split_at_checked(7)?;
-    scheme.eq_ignore_ascii_case(b"bearer ").then(|| text.trim_ascii())
+    let is_bearer = scheme[..6].eq_ignore_ascii_case(b"bearer") && matches!(scheme[6], b' ' | b'\t');
+    is_bearer.then(|| text.trim_ascii())
 }
 
 /// The items of a list (RFC 9110 section 5.6.1).
@@ -177,4 +225,40 @@ fn cookies(value: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
         let unquoted = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
         Some((name, unquoted.unwrap_or(value)))
     })
+}
+
+/// Whether a cookie is a token once escapes are resolved, as many a backend does: `%65yJ…` (Express, Rails), `\145yJ…`
+/// (Python). No client writes one so.
+fn hides_token(value: &[u8]) -> bool {
+    if !value.iter().any(|b| matches!(b, b'%' | b'\\')) {
+        return false;
+    }
+    let mut plain = Vec::with_capacity(value.len());
+    let mut rest = value;
+    while let [first, behind @ ..] = rest {
+        let code = match first {
+            b'%' => escaped(behind, 2, 16),
+            b'\\' => escaped(behind, 3, 8),
+            _ => None,
+        };
+        match (code, first) {
+            (Some((b, after)), _) => {
+                plain.push(b);
+                rest = after;
+            }
+            (None, b'\\') => rest = behind,
+            (None, b) => {
+                plain.push(*b);
+                rest = behind;
+            }
+        }
+    }
+    is_token(&plain)
+}
+
+/// The byte that so many digits stand for, and what comes after them.
+fn escaped(text: &[u8], digits: usize, radix: u32) -> Option<(u8, &[u8])> {
+    let (digits, after) = text.split_at_checked(digits)?;
+    let digits = digits.iter().all(u8::is_ascii_alphanumeric).then_some(digits)?;
+    Some((u8::from_str_radix(std::str::from_utf8(digits).ok()?, radix).ok()?, after))
 }

@@ -1,53 +1,85 @@
-//! Tells HTTP/2 from HTTP/1 by the first bytes of a connection, and hands over those that become WebSockets.
+//! The connections of the proxy's listener: how many there may be, which protocol they speak, and who takes them over that
+//! become WebSockets.
 
 use std::any::Any;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream, ServerApp};
-use pingora::protocols::Stream;
+use pingora::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
 use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
+use pingora::protocols::{Shutdown, Stream};
 use pingora::proxy::HttpProxy;
 use pingora::server::ShutdownWatch;
 use tokio::time::timeout;
 
 use super::Proxy;
+use super::doorman::{Doorman, GO_AWAY, Refusal};
 use super::handover::Handover;
+use super::paced::{Pace, Paced};
+use crate::load::{Connection, Load};
+use crate::snapshot::{Limits, Snapshots};
 
-/// How HTTP/2's preface begins, and no request of HTTP/1 does (RFC 9113 section 3.4).
-const PREFACE_BEGINS: &[u8; 4] = b"PRI ";
+/// How many streams a client may have open at once over HTTP/2; it is told at the beginning of the connection.
+const STREAMS: u32 = 100;
 
-/// How long a new connection may stay silent, in seconds; pingora's own for the first request of a connection.
-const SILENCE: u64 = 60;
+/// What may wait to be sent to a client on one stream, in bytes. The library's own 400 KiB would be 40 MiB a connection.
+const STREAM_BUFFER: usize = 64 << 10;
 
-/// The connections of the proxy's listener.
+/// What is added to a head's limits before anybody looks at it, in bytes: method, version and line ends.
+const HEAD_ROOM: usize = 1 << 10;
+
+/// What HTTP/2 counts for each header beyond its bytes (RFC 9113 section 6.5.2).
+const HEADER_ROOM: u64 = 32;
+
+/// How many that are turned away are heard out at once, so that they read why. The others are told so too, but may find the
+/// connection reset.
+const HEARD_OUT: usize = 128;
+
+/// For how long they are waited for.
+const HEARING: Duration = Duration::from_secs(1);
+
+/// Takes connections.
 ///
 /// Pingora itself waits for all 24 bytes of the preface before it takes a connection for HTTP/1, and so for ever for those
 /// of a shorter request: HAProxy's health check, `OPTIONS / HTTP/1.0` without a header, has 22.
 pub(crate) struct Connections {
     proxy: Arc<HttpProxy<Proxy>>,
+    load: Arc<Load>,
+    snapshots: Snapshots,
+    doorman: Arc<Doorman>,
+    heard_out: AtomicUsize,
 }
 
 impl Connections {
-    /// `proxy` must have `h2c` among its options.
-    pub(crate) fn new(proxy: HttpProxy<Proxy>) -> Self {
-        Self { proxy: Arc::new(proxy) }
+    /// `limits` are those that HTTP/2 is told at the beginning of a connection: what it goes by is settled here, once.
+    pub(crate) fn new(mut proxy: HttpProxy<Proxy>, limits: Limits, load: Arc<Load>, doorman: Doorman) -> Self {
+        let mut options = HttpServerOptions::default();
+        options.h2c = true;
+        options.h2_idle_timeout = Some(limits.idle_timeout);
+        proxy.server_options = Some(options);
+        proxy.h2_options = Some(h2_options(limits));
+        let snapshots = Arc::clone(&doorman.snapshots);
+        Self { proxy: Arc::new(proxy), load, snapshots, doorman: Arc::new(doorman), heard_out: AtomicUsize::new(0) }
     }
 
     /// As pingora serves HTTP/1: one request after the other, until one may not be followed by another, or has made the
     /// connection a WebSocket.
-    async fn serve_http1(&self, stream: Stream, shutdown: &ShutdownWatch) {
-        let mut session = ServerSession::new_http1(stream);
-        session.set_keepalive((!*shutdown.borrow()).then_some(SILENCE));
+    async fn serve_http1(&self, stream: Paced, place: Connection, shutdown: &ShutdownWatch) {
+        let mut session = ServerSession::new_http1(Box::new(stream));
+        // The stream itself knows how long it may be idle: 0 is for ever.
+        session.set_keepalive((!*shutdown.borrow()).then_some(0));
         let mut served = self.proxy.process_new_http(session, shutdown).await;
         while let Some((stream, mut settings)) = served.map(ReusedHttpStream::consume) {
             let context = settings.as_mut().and_then(HttpPersistentSettings::take_user_context);
             if let Some(Ok(handover)) = context.map(<Box<dyn Any + Send + Sync>>::downcast::<Handover>) {
                 // On a task of its own: this one holds the room that a request needs.
-                tokio::spawn(handover.serve(stream, shutdown.clone()));
+                tokio::spawn(handover.serve(stream, place, shutdown.clone()));
                 return;
             }
+            let Some(stream) = Paced::awaits_head(stream) else { return };
             let mut session = ServerSession::new_http1(stream);
             if let Some(settings) = settings {
                 settings.apply_to_session(&mut session);
@@ -55,18 +87,44 @@ impl Connections {
             served = self.proxy.process_new_http(session, shutdown).await;
         }
     }
+
+    /// Say that there is no room. A flood of connections must take neither memory nor time: most are told without being
+    /// waited for.
+    async fn turn_away(&self, stream: Stream, limits: &Limits) {
+        let waiting = self.heard_out.fetch_add(1, Ordering::AcqRel);
+        let mut stream = Paced::new(stream, pace(limits), Arc::clone(&self.doorman));
+        if waiting < HEARD_OUT {
+            if let Ok(Ok(true)) = timeout(HEARING, stream.speaks_http2()).await {
+                self.doorman.answer(Refusal::Overloaded, Duration::ZERO);
+                stream.write_at_once(GO_AWAY).await;
+            } else {
+                stream.refuse(Refusal::Overloaded);
+                Shutdown::shutdown(&mut stream).await;
+            }
+        } else {
+            let answer = self.doorman.answer(Refusal::Overloaded, Duration::ZERO);
+            stream.write_at_once(&answer).await;
+        }
+        self.heard_out.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 #[async_trait]
 impl ServerApp for Connections {
-    async fn process_new(self: &Arc<Self>, mut stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
-        let mut first = [0; PREFACE_BEGINS.len()];
-        let peeked = timeout(Duration::from_secs(SILENCE), stream.try_peek(&mut first)).await;
-        match peeked {
-            Ok(Ok(true)) if first == *PREFACE_BEGINS => return self.proxy.process_new(stream, shutdown).await,
-            Ok(Ok(_)) => self.serve_http1(stream, shutdown).await,
-            // It was closed, or nothing came.
-            Ok(Err(_)) | Err(_) => {}
+    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+        let limits = self.snapshots.load().limits;
+        let Some(place) = self.load.connect(limits.connections) else {
+            Box::pin(self.turn_away(stream, &limits)).await;
+            return None;
+        };
+        let mut stream = Paced::new(stream, pace(&limits), Arc::clone(&self.doorman));
+        match stream.speaks_http2().await {
+            Ok(true) => {
+                self.proxy.process_new(Box::new(stream), shutdown).await;
+            }
+            Ok(false) => self.serve_http1(stream, place, shutdown).await,
+            // It was closed, or nothing came, or too little.
+            Err(_) => Shutdown::shutdown(&mut stream).await,
         }
         None
     }
@@ -74,4 +132,23 @@ impl ServerApp for Connections {
     async fn cleanup(&self) {
         self.proxy.cleanup().await;
     }
+}
+
+fn pace(limits: &Limits) -> Pace {
+    Pace {
+        idle: limits.idle_timeout,
+        head: limits.header_timeout,
+        write: limits.write_timeout,
+        head_bytes: limits.header_bytes.saturating_add(limits.uri_bytes).saturating_add(HEAD_ROOM),
+    }
+}
+
+/// Lists of headers that are larger than this are answered 431 by the library, before they take memory.
+fn h2_options(limits: Limits) -> H2Options {
+    let list = limits.header_bytes.saturating_add(limits.uri_bytes) as u64 + u64::from(limits.headers) * HEADER_ROOM;
+    let mut options = default_h2_options();
+    options.max_concurrent_streams(STREAMS);
+    options.max_send_buffer_size(STREAM_BUFFER);
+    options.max_header_list_size(u32::try_from(list).unwrap_or(u32::MAX));
+    options
 }

@@ -22,13 +22,13 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// Everything that the upstream's headers depend on.
-pub(super) struct Forward<'a> {
-    pub(super) facts: &'a Facts,
-    pub(super) ruling: &'a Ruling,
+pub(crate) struct Forward<'a> {
+    pub(crate) facts: &'a Facts,
+    pub(crate) ruling: &'a Ruling,
     /// The headers that may name the tenant.
-    pub(super) tenant_headers: &'a [HeaderName],
-    pub(super) request_id: &'a HeaderValue,
-    pub(super) is_http2: bool,
+    pub(crate) tenant_headers: &'a [HeaderName],
+    pub(crate) request_id: &'a HeaderValue,
+    pub(crate) is_http2: bool,
 }
 
 impl Forward<'_> {
@@ -37,7 +37,7 @@ impl Forward<'_> {
     /// Pingora keeps a second map with the letter case of every header's name, and keeping both in step costs more than all
     /// else that the gate does. So the request is taken apart and put together without it: names go upstream in lower or
     /// title case, which no recipient may tell apart (RFC 9110 section 5.1).
-    pub(super) fn rewrite(&self, upstream: &mut RequestHeader) -> Result<()> {
+    pub(crate) fn rewrite(&self, upstream: &mut RequestHeader) -> Result<()> {
         let from_uri = upstream.uri.path_and_query().map(|target| target.as_str().as_bytes());
         let verbatim = (from_uri != Some(upstream.raw_path())).then(|| upstream.raw_path().to_vec());
         let (empty, ()) = http::Request::new(()).into_parts();

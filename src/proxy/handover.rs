@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::api::updates::LicenseUpdates;
 use crate::api::websocket::{self, Cause};
 use crate::clock::wall_clock;
+use crate::load::Connection;
 use crate::metrics::OpenSocket;
 
 /// How much the kernel takes for a client that does not read, in bytes (it takes twice what it is told). By itself it would
@@ -34,8 +35,8 @@ impl Handover {
         Self { updates, expires: expires.and_then(instant), open }
     }
 
-    /// Serve it to its end.
-    pub(super) async fn serve(self, stream: Stream, shutdown: ShutdownWatch) {
+    /// Serve it to its end; `_place` is its place among the connections.
+    pub(super) async fn serve(self, stream: Stream, _place: Connection, shutdown: ShutdownWatch) {
         if let Err(error) = set_snd_buf(stream.id(), SEND_BUFFER) {
             tracing::debug!(%error, "the send buffer of a WebSocket can't be set");
         }

@@ -1,9 +1,12 @@
 //! Pingora's phases, and nothing else: each asks the module whose business it is.
 
 mod connection;
-mod forward;
+mod doorman;
+pub(crate) mod forward;
+mod frames;
 mod handover;
 mod own;
+mod paced;
 mod respond;
 mod upgrade;
 
@@ -12,7 +15,9 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use async_trait::async_trait;
-use http::{HeaderValue, Method};
+use bytes::Bytes;
+use http::header::CONTENT_LENGTH;
+use http::{HeaderValue, Method, StatusCode};
 use licensing::answer::{Answer, Failure};
 use parking_lot::Mutex;
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -22,21 +27,28 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
 pub(crate) use self::connection::Connections;
+pub(crate) use self::doorman::Doorman;
 use self::forward::Forward;
 use self::handover::Handover;
-use crate::access_log::{ANSWERED, AccessLog, Line};
+use self::paced::Paced;
+use crate::access_log::{ANSWERED, AccessLog, Line, REFUSED};
 use crate::api::license::{Basis, LicenseApi};
 use crate::api::paths::Endpoint;
 use crate::api::upgrade::UpgradeApi;
 use crate::gate::{Gate, Ruling, Step};
 use crate::intake::{Facts, Fault};
-use crate::metrics::Metrics;
+use crate::load::{self, Load};
+use crate::metrics::{Limit, Metrics};
 use crate::request_id;
-use crate::snapshot::{Snapshot, Snapshots};
+use crate::snapshot::{DrainBounds, Snapshot, Snapshots};
+
+/// What a body that is larger than it may be is called on its way from one phase to another.
+const TOO_LARGE: u16 = 413;
 
 /// What the phases share.
 pub(crate) struct Proxy {
     pub(crate) gate: Arc<Gate>,
+    pub(crate) load: Arc<Load>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) snapshots: Snapshots,
     pub(crate) license_api: Arc<LicenseApi>,
@@ -62,7 +74,10 @@ pub(crate) struct Context {
     basis: Basis,
     /// What the connection becomes after this request, if it is no longer one of HTTP.
     handover: Mutex<Option<Handover>>,
-    _in_flight: InFlight,
+    /// Its place among the requests in flight.
+    in_flight: load::Request,
+    /// How much of its body has been forwarded, in bytes.
+    body_bytes: u64,
 }
 
 /// What becomes of a request on which the gate does not rule.
@@ -89,7 +104,8 @@ impl ProxyHttp for Proxy {
             answered: false,
             basis: Basis::default(),
             handover: Mutex::new(None),
-            _in_flight: InFlight::new(&self.metrics),
+            in_flight: self.load.request(),
+            body_bytes: 0,
         })
     }
 
@@ -103,6 +119,13 @@ impl ProxyHttp for Proxy {
         // Without it pingora drops what a client sends before it has read its answer: the next request, or, where the
         // upgrade to a WebSocket is under way, its first messages.
         session.set_pipelining_enabled(true);
+        let limits = &context.snapshot.limits;
+        session.set_read_timeout(Some(limits.body_timeout));
+        match session.stream().and_then(Paced::of) {
+            Some(paced) => paced.pass(),
+            // Over HTTP/2 a client may read all that comes and still let one stream wait.
+            None => session.set_write_timeout(Some(limits.write_timeout)),
+        }
         let request = session.req_header();
         if request.method == Method::OPTIONS && request.raw_path() == b"*" {
             return Box::pin(self.answer_options(session)).await;
@@ -149,6 +172,21 @@ impl ProxyHttp for Proxy {
         forward.rewrite(upstream)
     }
 
+    async fn request_body_filter(
+        &self,
+        _: &mut Session,
+        body: &mut Option<Bytes>,
+        _: bool,
+        context: &mut Box<Context>,
+    ) -> Result<()> {
+        // Counted as it comes, whatever its coding: a length that was announced was looked at before.
+        context.body_bytes += body.as_ref().map_or(0, |body| body.len() as u64);
+        match context.snapshot.limits.body_bytes {
+            Some(most) if context.body_bytes > most => Err(Error::new_down(ErrorType::HTTPStatus(TOO_LARGE))),
+            _ => Ok(()),
+        }
+    }
+
     async fn upstream_response_filter(
         &self,
         session: &mut Session,
@@ -158,6 +196,11 @@ impl ProxyHttp for Proxy {
         // A connection whose request has not been read to its end is closed after the answer, which a 100 is not.
         session.set_close_on_response_before_downstream_finish(!response.status.is_informational());
         context.upstream_status = Some(response.status.as_u16());
+        if response.status == StatusCode::SWITCHING_PROTOCOLS {
+            // How long a tunnel may be silent is the upstream's timeout alone.
+            session.set_read_timeout(None);
+            context.in_flight.becomes_tunnel();
+        }
         Ok(())
     }
 
@@ -174,8 +217,13 @@ impl ProxyHttp for Proxy {
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut Box<Context>) -> FailToProxy {
-        let failure = failure_of(error);
-        if *error.esource() == ErrorSource::Upstream {
+        // An upstream that waits for the rest of a body is not slow: its client is.
+        let starved = is_timeout_of_upstream(error) && !session.as_downstream_mut().is_body_done();
+        let failure = if starved { Some(Failure::RequestTimeout) } else { failure_of(error) };
+        if let Some(limit) = limit_of(failure, error) {
+            self.metrics.limited.of(limit).inc();
+        }
+        if *error.esource() == ErrorSource::Upstream && !starved {
             self.metrics.upstream_errors.inc();
             let request_id = context.request_id.to_str().unwrap_or_default();
             tracing::warn!(request_id, %error, "the upstream failed");
@@ -223,26 +271,37 @@ impl Proxy {
     /// # Errors
     /// When it can't be read, or has its answer without the gate.
     async fn judge(&self, session: &mut Session, context: &mut Context) -> std::result::Result<Ruling, Instead> {
-        let Context { snapshot, facts, request_id, begun, begun_wall, .. } = context;
+        let Context { snapshot, facts, request_id, begun, begun_wall, in_flight, .. } = context;
+        let limits = &snapshot.limits;
         let request = session.req_header();
+        if !in_flight.enter(limits.requests) {
+            *request_id = request_id::said_in(request);
+            return Err(self.limited(Limit::Requests, Failure::Overloaded));
+        }
         let raw_head = || session.as_http1().map(|http1| http1.get_headers_raw_bytes()).unwrap_or_default();
         let facts = match snapshot.intake.read(request, raw_head, peer_ip(session), *begun_wall) {
             Ok(read) => facts.insert(read),
             Err(fault) => {
                 *request_id = request_id::said_in(request);
-                let failure = match fault {
+                let (limit, failure) = match fault {
                     Fault::Malformed => {
                         // What comes after such a request on this connection can't be told apart from its body.
                         session.set_keepalive(None);
                         return Ok(self.gate.refuse_framing(&snapshot.policy, *begun));
                     }
-                    Fault::HeadersTooLarge => Failure::HeadersTooLarge,
-                    Fault::TargetTooLong => Failure::TargetTooLong,
+                    Fault::HeadersTooLarge => (Limit::Headers, Failure::HeadersTooLarge),
+                    Fault::TargetTooLong => (Limit::UriBytes, Failure::TargetTooLong),
                 };
-                return Err(Instead::Fail(failure));
+                return Err(self.limited(limit, failure));
             }
         };
         *request_id = request_id::of(facts.request_id.as_ref());
+        if !in_flight.enter_as(facts.identity.tenant(), limits.requests_per_tenant) {
+            return Err(self.limited(Limit::TenantRequests, Failure::Overloaded));
+        }
+        if limits.body_bytes.is_some_and(|most| announced_bytes(request) > most) {
+            return Err(self.limited(Limit::BodyBytes, Failure::BodyTooLarge));
+        }
         if let Some(answer) = respond::preflight(session, &snapshot.cors) {
             return Err(Instead::Answer(answer));
         }
@@ -255,6 +314,12 @@ impl Proxy {
             // Boxed, as is every branch that waits: pingora moves this future about with each request.
             Step::Ask(question) => Ok(Box::pin(self.gate.ask(question)).await),
         }
+    }
+
+    /// A request that is refused since a limit is met.
+    fn limited(&self, limit: Limit, failure: Failure) -> Instead {
+        self.metrics.limited.of(limit).inc();
+        Instead::Fail(failure)
     }
 
     async fn answer(&self, session: &mut Session, context: &mut Context, mut answer: Answer) -> Result<bool> {
@@ -276,7 +341,10 @@ impl Proxy {
     }
 
     async fn fail(&self, session: &mut Session, context: &Context, failure: Failure) -> Result<bool> {
-        session.set_keepalive(None);
+        // Whoever comes too often must not be made to connect anew as well.
+        if failure != Failure::Overloaded {
+            session.set_keepalive(None);
+        }
         self.say_failure(session, context, failure).await?;
         Ok(true)
     }
@@ -286,7 +354,9 @@ impl Proxy {
         let Snapshot { policy, cors, drain, .. } = &*context.snapshot;
         let answer = policy.answers.failure(failure, id, respond::format_for(session));
         let status = answer.status;
-        respond::respond(session, answer, cors, *drain).await?;
+        // What did not come in time is waited for no longer.
+        let drain = if failure == Failure::RequestTimeout { DrainBounds::NONE } else { *drain };
+        respond::respond(session, answer, cors, drain).await?;
         Ok(status)
     }
 
@@ -306,7 +376,7 @@ impl Proxy {
         let target = request.raw_path();
         let path = memchr::memchr(b'?', target).map_or(target, |query| &target[..query]);
         let facts = context.facts.as_ref();
-        let without_ruling = if context.answered { ANSWERED } else { "refused" };
+        let without_ruling = if context.answered { ANSWERED } else { REFUSED };
         log.write(&Line {
             begun: context.begun_wall,
             request_id: context.request_id.to_str().unwrap_or_default(),
@@ -347,11 +417,32 @@ fn failure_of(error: &Error) -> Option<Failure> {
             Some(Failure::UpstreamUnreachable)
         }
         (ErrorSource::Upstream, _) => Some(Failure::UpstreamBroken),
-        (ErrorSource::Downstream, ReadError | WriteError | ConnectionClosed) => None,
+        (ErrorSource::Downstream, ReadError | WriteError | WriteTimedout | ConnectionClosed) => None,
+        (ErrorSource::Downstream, ErrorType::HTTPStatus(TOO_LARGE)) => Some(Failure::BodyTooLarge),
         (ErrorSource::Downstream, ReadTimedout) => Some(Failure::RequestTimeout),
         (ErrorSource::Downstream, _) => Some(Failure::RequestBroken),
         (ErrorSource::Internal | ErrorSource::Unset, _) => Some(Failure::Internal),
     }
+}
+
+fn is_timeout_of_upstream(error: &Error) -> bool {
+    *error.esource() == ErrorSource::Upstream && *error.etype() == ErrorType::ReadTimedout
+}
+
+/// Which limit a request met that failed on its way.
+fn limit_of(failure: Option<Failure>, error: &Error) -> Option<Limit> {
+    match (failure, error.esource(), error.etype()) {
+        (Some(Failure::RequestTimeout), ..) => Some(Limit::BodyTimeout),
+        (Some(Failure::BodyTooLarge), ..) => Some(Limit::BodyBytes),
+        (_, ErrorSource::Downstream, ErrorType::WriteTimedout) => Some(Limit::WriteTimeout),
+        _ => None,
+    }
+}
+
+/// The length of the body, as far as it is announced.
+fn announced_bytes(request: &RequestHeader) -> u64 {
+    let length = request.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+    length.and_then(|length| length.parse().ok()).unwrap_or(0)
 }
 
 fn peer_ip(session: &Session) -> Option<IpAddr> {
@@ -362,20 +453,4 @@ fn peer_ip(session: &Session) -> Option<IpAddr> {
 fn trace_id(traceparent: &HeaderValue) -> Option<&str> {
     let id = traceparent.to_str().ok()?.split('-').nth(1)?;
     (id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit())).then_some(id)
-}
-
-/// Counts a request for as long as it lives, however it ends.
-struct InFlight(prometheus::IntGauge);
-
-impl InFlight {
-    fn new(metrics: &Metrics) -> Self {
-        metrics.in_flight.inc();
-        Self(metrics.in_flight.clone())
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
 }

@@ -146,8 +146,8 @@ fn wrong_with(request: &RequestHeader, facts: &Facts, snapshot: &Snapshot) -> Op
     if request.method != Method::POST {
         return Some(Failure::MethodNotAllowed { allow: "POST" });
     }
-    // Headers of the gateway's own can't be had by a page; cookies are sent for any.
-    if facts.via == Some(Via::Cookie) && !may_act(facts, snapshot) {
+    // Headers of the gateway's own can't be had by a page; cookies are sent for any, and any asks what host it likes.
+    if matches!(facts.via, Some(Via::Cookie | Via::Host)) && !may_act(facts, snapshot) {
         return Some(Failure::OriginNotAllowed);
     }
     (!is_json(&request.headers)).then_some(Failure::UnsupportedMediaType)

@@ -39,6 +39,8 @@ pub(crate) use self::postgres_ledger::PostgresLedger;
 pub(crate) use self::postgres_renewal::{DueLicense, RenewalAuthor, Renewals};
 pub(crate) use self::postgres_server::{PoolOptions, connect as connect_postgres};
 pub(crate) use self::postgres_url::UrlError;
+#[cfg(test)]
+pub(crate) use self::redis::understand as understand_entry;
 pub(crate) use self::redis::{Cached, FillToken, Filled, Hit, Push, Redis};
 pub(crate) use self::transactions::{TransactionMetrics, TransactionName, TransactionOutcome};
 

@@ -414,7 +414,11 @@ async fn server(connection: &mut MultiplexedConnection) -> Result<Arc<str>, Redi
     Ok(format!("{}.{}.", field(&server, "run_id"), field(&replication, "master_replid")).into())
 }
 
-fn understand(tenant: TenantId, value: &[u8], pttl: i64) -> Result<(License, Duration), Unreadable> {
+/// A tenant's entry, `pttl` milliseconds before it goes: the licence, and how long ago it was read from the source.
+///
+/// # Errors
+/// When it is nothing that [`Redis::fill`] writes for this tenant.
+pub(crate) fn understand(tenant: TenantId, value: &[u8], pttl: i64) -> Result<(License, Duration), Unreadable> {
     #[derive(Deserialize)]
     struct Life {
         ttl_ms: u64,

@@ -16,6 +16,8 @@ mod framing;
 mod harness;
 mod harness_selftest;
 mod harness_selftest_faults;
+mod headers;
+mod hosts;
 mod layers;
 mod legitimate;
 mod license_api;

@@ -82,6 +82,8 @@ pub enum Failure {
     IdempotencyKeyReused,
     /// What was asked for may have been done or not.
     OutcomeUnknown,
+    /// There are as many connections or requests as `limits` allow.
+    Overloaded,
     /// Something in this program failed.
     Internal,
 }
@@ -256,6 +258,14 @@ impl Failure {
                 14,
                 "The change may have been made or not; the same request with the same Idempotency-Key tells.",
             ),
+            Self::Overloaded => row(
+                503,
+                "Overloaded",
+                "overloaded",
+                "http_request_denied",
+                14,
+                "Too much is going on at once; please try again in a moment.",
+            ),
             Self::Internal => {
                 row(500, "Internal error", "proxy_error", "proxy_internal_error", 13, "The licence proxy failed.")
             }
@@ -374,7 +384,9 @@ impl Answers {
         };
         let mut headers = common_headers(error, reason, request_id);
         match failure {
-            Failure::OutcomeUnknown => headers.push(("Retry-After", RETRY_AFTER_SECONDS.to_owned())),
+            Failure::OutcomeUnknown | Failure::Overloaded => {
+                headers.push(("Retry-After", RETRY_AFTER_SECONDS.to_owned()));
+            }
             Failure::MethodNotAllowed { allow } => headers.push(("Allow", allow.to_owned())),
             // RFC 9110 section 15.5.22, RFC 6455 section 4.4.
             Failure::UpgradeRequired => headers

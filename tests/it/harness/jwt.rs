@@ -1,7 +1,7 @@
 //! Tokens for the tests: signs JWTs by each algorithm and gives the JWK set that verifies them.
 
 use base64::Engine;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use ring::rand::SystemRandom;
 use ring::rsa::{KeyPairComponents, PublicKeyComponents};
 use ring::signature::{
@@ -31,6 +31,10 @@ const DQ: &str = "h_96-mK1R_7glhsum81dZxjTnYynPbZpHziZjeeHcXYsXaaMwkOlODsWa7I9xX
     gjMd2w9cjz3_-kyNlxAr2v4IKhGNpmM5iIgOS1VZnOZ68m6_pbLBSp3nssTdlqvd0tIiTHU";
 const QI: &str = "IYd7DHOhrWvxkwPQsRM2tOgrjbcrfvtQJipd-DlcxyVuuM9sQLdgjVk2oy26F0EmpScGLq2MowX7fhd_QJQ3ydy5cY7YIBi87w93\
     IKLEdfnbJtoOPLUW0ITrJReOgo1cq9SbsxYawBgfp_gh6A5603k2-ZQwVK0JKSHuLFkuQ3U";
+
+/// What comes before a key in its SubjectPublicKeyInfo: rsaEncryption, without parameters (RFC 3279 section 2.3.1).
+const RSA_SPKI: [u8; 24] =
+    [0x30, 0x82, 1, 0x22, 0x30, 0x0D, 6, 9, 0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 1, 1, 1, 5, 0, 3, 0x82, 1, 0x0F, 0];
 
 /// A key that signs tokens.
 pub(crate) struct Signer {
@@ -90,6 +94,23 @@ impl Signer {
         jwk
     }
 
+    /// What an RSA key may be written as: whoever verifies HMAC with one of these takes what everybody knows for a secret.
+    pub(crate) fn rsa_spellings() -> Vec<Vec<u8>> {
+        let modulus = decode(N);
+        // RSAPublicKey (RFC 8017 appendix A.1.1) with a modulus of 2048 bits and 65537, and SubjectPublicKeyInfo around it.
+        let pkcs1 = [&[0x30, 0x82, 1, 0x0A, 2, 0x82, 1, 1, 0][..], &modulus, &[2, 3, 1, 0, 1]].concat();
+        let spki = [&RSA_SPKI[..], &pkcs1].concat();
+        let pem = |label: &str, der: &[u8]| {
+            let text = BASE64_STANDARD.encode(der);
+            let lines: Vec<&str> = (0..text.len()).step_by(64).map(|at| &text[at..text.len().min(at + 64)]).collect();
+            format!("-----BEGIN {label}-----\n{}\n-----END {label}-----", lines.join("\n"))
+        };
+        let (outer, inner) = (pem("PUBLIC KEY", &spki), pem("RSA PUBLIC KEY", &pkcs1));
+        let jwk = Signer::new("RS256", "rsa").jwk().to_string();
+        let lines = [format!("{outer}\n"), format!("{inner}\n"), outer, inner, N.to_owned(), jwk];
+        lines.map(String::into_bytes).into_iter().chain([modulus, pkcs1, spki]).collect()
+    }
+
     /// A token with the usual header.
     pub(crate) fn token(&self, claims: &Value) -> String {
         self.token_with(&json!({ "typ": "JWT", "alg": self.algorithm(), "kid": self.id }), claims)
@@ -97,7 +118,12 @@ impl Signer {
 
     /// A token with a header of the test's choice, signed by this key's algorithm whatever that says.
     pub(crate) fn token_with(&self, header: &Value, claims: &Value) -> String {
-        let signed = format!("{}.{}", encode(header.to_string()), encode(claims.to_string()));
+        self.token_of(&header.to_string(), &claims.to_string())
+    }
+
+    /// A token of two texts, whatever they are.
+    pub(crate) fn token_of(&self, header: &str, claims: &str) -> String {
+        let signed = format!("{}.{}", encode(header), encode(claims));
         let random = SystemRandom::new();
         let message = signed.as_bytes();
         let signature = match &self.key {

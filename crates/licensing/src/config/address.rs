@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::text_type::text_type;
 
@@ -113,7 +113,8 @@ impl FromStr for UpstreamAddress {
 impl FromStr for Network {
     type Err = InvalidAddress;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).map(Self).map_err(|_| {
+        let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+        net.map(|net| Self(unmapped(net))).map_err(|_| {
             InvalidAddress(format!("{text:?} is no network: expected 10.0.0.0/8, fd00::/8 or one IP address"))
         })
     }
@@ -150,6 +151,14 @@ text_type!(UpstreamAddress, pattern: "^(unix:/.+|[A-Za-z0-9._-]+:[0-9]+|\\[[0-9a
     examples: ["127.0.0.1:8000", "backend:8000", "unix:/run/app/app.sock"]);
 text_type!(Network, pattern: "^([0-9.]+|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*)(/[0-9]+)?$",
     examples: ["10.0.0.0/8", "fd00::/8", "127.0.0.1"]);
+
+/// A network of IPv4 addresses that is written as one of IPv6 (`::ffff:10.0.0.0/104`, RFC 4291 section 2.5.5.2) is that of
+/// IPv4, as its addresses are.
+fn unmapped(net: IpNet) -> IpNet {
+    let IpNet::V6(mapped) = net else { return net };
+    let v4 = mapped.addr().to_ipv4_mapped().zip(mapped.prefix_len().checked_sub(96));
+    v4.and_then(|(address, length)| Ipv4Net::new(address, length).ok()).map_or(net, IpNet::V4)
+}
 
 fn port(port: u16, text: &str) -> Result<(), InvalidAddress> {
     match port {
@@ -232,6 +241,8 @@ mod tests {
         assert!(network("10.0.0.0/8").contains(ip("10.200.0.1")));
         assert!(network("10.0.0.0/8").contains(ip("::ffff:10.200.0.1")));
         assert!(!network("10.0.0.0/8").contains(ip("11.0.0.1")));
+        assert!(network("::ffff:10.0.0.0/104").contains(ip("10.200.0.1")));
+        assert!(!network("::ffff:10.0.0.0/104").contains(ip("11.0.0.1")) && !network("::/0").contains(ip("10.0.0.1")));
         assert!("10.0.0.0/33".parse::<Network>().is_err() && "localhost".parse::<Network>().is_err());
     }
 }

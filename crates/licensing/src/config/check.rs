@@ -85,6 +85,11 @@ impl Checker<'_, '_> {
                     self.believed_header(&at!["tenant", "sources", i, "header"], name);
                 }
                 TenantSource::Jwt(jwt) => self.token(i, jwt),
+                TenantSource::Host(_) if self.config.trusted_proxies.is_empty() => {
+                    let message = "`trusted_proxies` is empty, so that any client names the tenant by the host that it asks: \
+                                   that is for public sites, whose backend checks who asks";
+                    self.warning(&at!["tenant", "sources", i, "host"], message);
+                }
                 TenantSource::Fixed(_) if sources.len() > 1 => {
                     self.error(
                         &path,

@@ -7,6 +7,7 @@
 mod address;
 mod api;
 mod check;
+mod host_pattern;
 mod license_file;
 mod licenses;
 mod names;
@@ -32,6 +33,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::address::{Address, InvalidAddress, Network, UpstreamAddress};
 pub use self::api::{ApiSettings, CorsSettings, UsageSettings};
+pub use self::host_pattern::{HostPattern, InvalidHostPattern};
 pub use self::license_file::{LicenseEntry, LicenseFile, parse_licenses};
 pub use self::licenses::{
     ChangeFeed, FileSettings, LicenseSettings, LicenseSource, OnFailure, PostgresSettings, RedisSettings,
@@ -50,7 +52,7 @@ pub use self::routes::{
 };
 pub use self::schema::schema;
 pub use self::server::{Limits, Listen, Log, LogLevel, Shutdown, Upstream};
-pub use self::tenant::{HostPattern, Jwt, Missing, TenantSettings, TenantSource, TokenPlace};
+pub use self::tenant::{Jwt, Missing, TenantSettings, TenantSource, TokenPlace};
 
 use self::node::{Node, Value};
 use self::problem::Collector;
@@ -220,6 +222,7 @@ impl Config {
             keep("licenses.stale_if_error", &mut licenses.stale_if_error, &old.stale_if_error),
             keep("licenses.lookup_deadline", &mut licenses.lookup_deadline, &old.lookup_deadline),
             keep("licenses.memory_bytes", &mut licenses.memory_bytes, &old.memory_bytes),
+            keep("limits.idle_timeout", &mut self.limits.idle_timeout, &running.limits.idle_timeout),
             keep("shutdown", &mut self.shutdown, &running.shutdown),
             keep("log.level", &mut self.log.level, &running.log.level),
             keep("log.access", &mut self.log.access, &running.log.access),

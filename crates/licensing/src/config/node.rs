@@ -68,11 +68,16 @@ pub(super) fn written(path: &[Step<'_>]) -> String {
     text
 }
 
+/// How deep mappings and lists may nest: no schema here is half as deep. Every level takes stack, and the reader's own default
+/// of 64 is more than a thread of 2 MiB has in a build that is not optimised.
+const MAX_DEPTH: usize = 16;
+
 impl Node {
     /// Read a document.
     pub(super) fn parse(text: &str) -> Result<Self, (Place, String)> {
         // `off` is a mode and `no` a name: only `true` and `false` are booleans.
-        let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
+        let budget = serde_saphyr::budget! { max_depth: MAX_DEPTH };
+        let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false, budget: budget };
         match serde_saphyr::from_str_with_options::<Spanned<Raw>>(text, options) {
             Ok(root) => Ok(Self::from_raw(root, text)),
             Err(error) => {

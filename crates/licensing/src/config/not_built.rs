@@ -17,12 +17,8 @@ const fn key(key: &'static str, what: &'static str) -> NotBuilt {
 
 /// The one list of them.
 pub(super) const NOT_BUILT: &[NotBuilt] = &[
-    key("tenant.sources[].host", "tenants from host names"),
     key("routes.rules[].meter", "counting requests"),
     key("usage", "counting requests"),
-    key("limits.header_timeout", "limits on slow clients"),
-    key("limits.connections", "limits under overload"),
-    key("limits.requests_in_flight", "limits under overload"),
 ];
 
 /// Report every key and value in `tree` that is not built.

@@ -49,7 +49,7 @@ pub struct Upstream {
     pub retries: u8,
 }
 
-/// What a request may be at most.
+/// What a request may be at most, how long a client may take, and how many there may be at once.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
@@ -64,15 +64,28 @@ pub struct Limits {
     pub drain_bytes: ByteSize,
     /// For how long a refused upload is read. Default: 10s.
     pub drain_timeout: Duration,
-    /// How long a client may take to send the headers of a request. Default: 10s.
+    /// A request's body, in whatever coding it comes; 413 beyond. Default: no limit, the backend decides.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub header_timeout: Option<Duration>,
-    /// The number of connections; 503 beyond. Default: no limit.
+    pub body_bytes: Option<ByteSize>,
+    /// How long a client may take to send a request's headers, from their first byte to their last; 408 beyond.
+    /// Default: 10s.
+    pub header_timeout: Duration,
+    /// How long a connection is kept on which no request is under way. Default: 60s.
+    pub idle_timeout: Duration,
+    /// How long a client may pause within a request's body; 408 beyond. Default: 60s.
+    pub body_timeout: Duration,
+    /// How long a client may take nothing of what is sent to it; its connection is closed then. Default: 60s.
+    pub write_timeout: Duration,
+    /// The number of connections, WebSockets included; 503 beyond. Default: 10240.
+    #[schemars(range(min = 1))]
+    pub connections: u32,
+    /// The number of requests that are served at once; 503 beyond. Default: 4096.
+    #[schemars(range(min = 1))]
+    pub requests_in_flight: u32,
+    /// How many of them may be one tenant's, or of no tenant; 503 beyond. Default: half of requests_in_flight.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub connections: Option<u32>,
-    /// The number of requests in flight; 503 beyond. Default: no limit.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub requests_in_flight: Option<u32>,
+    #[schemars(range(min = 1))]
+    pub requests_in_flight_per_tenant: Option<u32>,
 }
 
 /// How the process ends on SIGTERM.
@@ -141,10 +154,22 @@ impl Default for Limits {
             uri_bytes: ByteSize::from_kib(16),
             drain_bytes: ByteSize::from_mib(64),
             drain_timeout: Duration::from_secs(10),
-            header_timeout: None,
-            connections: None,
-            requests_in_flight: None,
+            body_bytes: None,
+            header_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(60),
+            body_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(60),
+            connections: 10_240,
+            requests_in_flight: 4_096,
+            requests_in_flight_per_tenant: None,
         }
+    }
+}
+
+impl Limits {
+    /// How many requests of one tenant are served at once. By default no tenant alone can use up what there is for all.
+    pub fn requests_in_flight_per_tenant(&self) -> u32 {
+        self.requests_in_flight_per_tenant.unwrap_or(self.requests_in_flight.div_ceil(2))
     }
 }
 

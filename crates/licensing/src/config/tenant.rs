@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::host_pattern::HostPattern;
 use super::names::{HeaderName, Tenant};
 use super::quantity::Duration;
 
@@ -28,16 +29,12 @@ pub enum TenantSource {
     Header(HeaderName),
     /// A claim of a signed token.
     Jwt(Jwt),
-    /// The host name, by a pattern such as {tenant}.isp.example.com.
+    /// The name of the host that is asked, by a pattern such as {tenant}.isp.example.com, where {tenant} is a UUID. Believed
+    /// from `trusted_proxies`, or, if none are listed, from everyone.
     Host(HostPattern),
     /// Always this tenant: for a deployment that has but one.
     Fixed(Tenant),
 }
-
-/// A pattern of host names in which `{tenant}` stands for the tenant.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(transparent)]
-pub struct HostPattern(#[schemars(regex(pattern = r"^\{tenant\}\.[A-Za-z0-9.-]+$"))] pub String);
 
 /// A signed token (RFC 7519) that names the tenant.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

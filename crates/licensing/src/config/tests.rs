@@ -172,12 +172,31 @@ const CHANGES: &[Case] = &[
     ),
     (
         &[
-            "tenant: { sources: [{ fixed: 6f1c1c5e-8f3e-4a58-9a3c-0a4e1f0f7b11 }, { header: X-A }, {header: x-a}, {jwt: {keys: a}}, {host: '{tenant}.x'}] }",
+            "tenant: { sources: [{ fixed: 6f1c1c5e-8f3e-4a58-9a3c-0a4e1f0f7b11 }, { header: X-A }, {header: x-a}, {jwt: {keys: a}}, {host: '{tenant}.x.y'}] }",
         ],
         &[
             "4:21: error: tenant.sources[0]: `fixed` names one tenant for every request: no other source may stand beside it",
             "4:87: error: tenant.sources[2]: is the same as source 1 (line 4)",
-            "4:121: error: tenant.sources[4].host: `host` is not built in this version (tenants from host names); remove the key",
+        ],
+    ),
+    (
+        &[
+            "tenant: { sources: [{ host: '{tenant}.a.example' }, { host: '{tenant}.b.example' }, { host: '{tenant}.A.example' }] }",
+        ],
+        &["4:85: error: tenant.sources[2]: is the same as source 0 (line 4)"],
+    ),
+    (
+        &["trusted_proxies: []", "tenant: { sources: [{ host: '{tenant}.a.example' }] }"],
+        &[
+            "4:29: warning: tenant.sources[0].host: `trusted_proxies` is empty, so that any client names the tenant by the host that it asks: that is for public sites, whose backend checks who asks",
+        ],
+    ),
+    (
+        &["tenant: { sources: [{ host: '*.example.com' }, { host: '{tenant}.example.com:80' }, { host: 5 }] }"],
+        &[
+            "4:29: error: tenant.sources[0].host: \"*.example.com\" is no pattern of hosts: {tenant} must be its first label; expected one such as {tenant}.isp.example.com",
+            "4:56: error: tenant.sources[1].host: \"{tenant}.example.com:80\" is no pattern of hosts: ports are not compared: leave it out; expected one such as {tenant}.isp.example.com",
+            "4:93: error: tenant.sources[2].host: \"5\" is no pattern of hosts: {tenant} must be its first label; expected one such as {tenant}.isp.example.com",
         ],
     ),
     (
@@ -378,13 +397,16 @@ const CHANGES: &[Case] = &[
     ),
     (&["usage:"], &[]),
     (
-        &["limits: { header_timeout: 5s, connections: 5, requests_in_flight: 4, headers: 1000, header_bytes: 10MiB }"],
         &[
-            "8:11: error: limits.header_timeout: `header_timeout` is not built in this version (limits on slow clients); remove the key",
-            "8:31: error: limits.connections: `connections` is not built in this version (limits under overload); remove the key",
-            "8:47: error: limits.requests_in_flight: `requests_in_flight` is not built in this version (limits under overload); remove the key",
+            "limits: { header_timeout: 0s, connections: 0, requests_in_flight: 4, headers: 1000, header_bytes: 10MiB, \
+             requests_in_flight_per_tenant: 5 }",
+        ],
+        &[
+            "8:27: error: limits.header_timeout: must be longer than zero",
+            "8:44: error: limits.connections: must be from 1 upwards",
             "8:79: error: limits.headers: must be from 1 to 256",
             "8:99: error: limits.header_bytes: must be from 1KiB to 1MiB",
+            "8:137: warning: limits.requests_in_flight_per_tenant: has no effect beyond `limits.requests_in_flight`, which is 4",
         ],
     ),
     (

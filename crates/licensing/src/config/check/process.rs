@@ -50,7 +50,7 @@ impl Checker<'_, '_> {
             LicenseSource::Postgres(postgres) => postgres.idle_timeout,
             LicenseSource::File(_) => Duration::from_secs(1),
         };
-        let zero_is_wrong: [(&[Step<'_>], Duration); 9] = [
+        let zero_is_wrong: [(&[Step<'_>], Duration); 13] = [
             (&at!["upstream", "connect_timeout"], upstream.connect_timeout),
             (&at!["upstream", "response_timeout"], upstream.response_timeout),
             (&at!["upstream", "idle_timeout"], upstream.idle_timeout),
@@ -59,6 +59,10 @@ impl Checker<'_, '_> {
             (&at!["licenses", "lookup_deadline"], licenses.lookup_deadline),
             (&at!["licenses", "source", "postgres", "idle_timeout"], postgres_idle),
             (&at!["limits", "drain_timeout"], limits.drain_timeout),
+            (&at!["limits", "header_timeout"], limits.header_timeout),
+            (&at!["limits", "idle_timeout"], limits.idle_timeout),
+            (&at!["limits", "body_timeout"], limits.body_timeout),
+            (&at!["limits", "write_timeout"], limits.write_timeout),
             (&at!["shutdown", "timeout"], shutdown.timeout),
         ];
         for (path, span) in zero_is_wrong {
@@ -91,13 +95,19 @@ impl Checker<'_, '_> {
             LicenseSource::Postgres(postgres) => u64::from(postgres.max_connections),
             LicenseSource::File(_) => 1,
         };
-        let ranges: [(&[Step<'_>], u64, u64, u64, &str); 8] = [
+        let per_tenant = limits.requests_in_flight_per_tenant();
+        let in_flight = u64::from(limits.requests_in_flight);
+        let any = u64::from(u32::MAX);
+        let ranges: [(&[Step<'_>], u64, u64, u64, &str); 11] = [
             (&at!["listen", "workers"], listen.workers.map_or(1, u64::from), 1, 1024, "1 to 1024"),
             (&at!["upstream", "pool_size"], upstream.pool_size.into(), 1, 65_536, "1 to 65536"),
             (&at!["upstream", "retries"], upstream.retries.into(), 0, 10, "0 to 10"),
             (&at!["limits", "headers"], limits.headers.into(), 1, 256, "1 to 256"),
             (&at!["limits", "header_bytes"], limits.header_bytes.bytes(), 1 << 10, mib, "1KiB to 1MiB"),
             (&at!["limits", "uri_bytes"], limits.uri_bytes.bytes(), 256, mib, "256B to 1MiB"),
+            (&at!["limits", "connections"], limits.connections.into(), 1, any, "1 upwards"),
+            (&at!["limits", "requests_in_flight"], in_flight, 1, any, "1 upwards"),
+            (&at!["limits", "requests_in_flight_per_tenant"], per_tenant.into(), 1, any, "1 upwards"),
             (&at!["licenses", "memory_bytes"], licenses.memory_bytes.bytes(), mib, 1 << 40, "1MiB to 1024GiB"),
             (&at!["licenses", "source", "postgres", "max_connections"], connections, 1, 1_000, "1 to 1000"),
         ];
@@ -105,6 +115,11 @@ impl Checker<'_, '_> {
             if !(least..=most).contains(&value) {
                 self.error(path, format!("must be from {range}"));
             }
+        }
+        if limits.requests_in_flight_per_tenant.is_some_and(|share| share > limits.requests_in_flight) {
+            let message =
+                format!("has no effect beyond `limits.requests_in_flight`, which is {}", limits.requests_in_flight);
+            self.warning(&at!["limits", "requests_in_flight_per_tenant"], message);
         }
     }
 }
