@@ -376,7 +376,11 @@ impl Metrics {
             websockets: gauge(r, "dotmac_websocket_connections", "WebSockets of the licence API that are open.")?,
             websockets_closed: CounterSet::new(&websockets_closed, &Cause::ALL, Cause::as_str),
             limited: CounterSet::new(&limited, &Limit::ALL, Limit::as_str),
-            connections: gauge(r, "dotmac_connections", "Connections to the proxy that are open, WebSockets included.")?,
+            connections: gauge(
+                r,
+                "dotmac_connections",
+                "Connections to the proxy that are open, WebSockets included.",
+            )?,
             in_flight: gauge(r, "dotmac_requests_in_flight", "Requests that are being served.")?,
             tunnels: gauge(r, "dotmac_tunnels", "WebSockets and other tunnels to the upstream that are open.")?,
             access_log_dropped: counter(

@@ -79,7 +79,16 @@ impl Connections {
                 tokio::spawn(handover.serve(stream, place, shutdown.clone()));
                 return;
             }
-            let Some(stream) = Paced::awaits_head(stream) else { return };
+            let Some(mut stream) = Paced::given_back(stream) else { return };
+            if stream.nothing_is_left() {
+                // Pingora would hold the room of a whole request meanwhile, four times that of the connection itself.
+                let mut ending = shutdown.clone();
+                tokio::select! {
+                    biased;
+                    begun = stream.begins() => if begun.is_err() { return },
+                    _ = ending.wait_for(|ending| *ending) => return,
+                }
+            }
             let mut session = ServerSession::new_http1(stream);
             if let Some(settings) = settings {
                 settings.apply_to_session(&mut session);

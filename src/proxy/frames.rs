@@ -133,7 +133,8 @@ mod tests {
 
     #[test]
     fn a_block_is_under_way_from_its_first_byte_to_its_last() {
-        let block = [frame(HEADERS, 0, 1, b"abc"), frame(CONTINUATION, 0, 1, b""), frame(CONTINUATION, END_HEADERS, 1, b"d")];
+        let block =
+            [frame(HEADERS, 0, 1, b"abc"), frame(CONTINUATION, 0, 1, b""), frame(CONTINUATION, END_HEADERS, 1, b"d")];
         let mut under_way = after_each_byte(&block.concat());
         assert_eq!(under_way.pop(), Some(false));
         assert!(under_way.iter().all(|amid| *amid), "{under_way:?}");

@@ -24,7 +24,7 @@ use pingora::protocols::{
     UniqueID, UniqueIDType,
 };
 use smallvec::SmallVec;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::doorman::{Doorman, Refusal};
@@ -41,7 +41,10 @@ const MOST_LINES: usize = 256;
 const LINGER_BYTES: usize = 256 << 10;
 
 /// For how long: a connection that is closed with bytes unread is reset, and the answer lost.
-const LINGER: Duration = Duration::from_secs(1);
+const LINGER: Duration = Duration::from_secs(2);
+
+/// What the time for that is called among the waits of a connection.
+const FAREWELL: u64 = u64::MAX;
 
 /// The bounds of a connection, from its beginning to its end.
 #[derive(Clone, Copy, Debug)]
@@ -71,14 +74,37 @@ pub(super) struct Paced {
     passed: AtomicBool,
     reads: Alarm,
     writes: Alarm,
-    /// Why the client is turned away, until it has been told.
+    /// Why the client is turned away, until it is being told.
     refusal: Option<Refusal>,
+    farewell: Option<Farewell>,
+}
+
+/// The last that a client hears: what it is told, and how far that is.
+struct Farewell {
+    answer: Vec<u8>,
+    written: usize,
+    shut: bool,
+    /// How much of what it still sends is read, in bytes.
+    left: usize,
 }
 
 #[derive(Debug, Default)]
 struct Head {
     bytes: usize,
     lines: usize,
+    end: End,
+}
+
+/// What has been seen of the empty line that ends a head.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+enum End {
+    /// Nothing, or not in one piece.
+    #[default]
+    Unseen,
+    /// It was the last that came.
+    Seen,
+    /// More has come behind it: a body, or the next request.
+    Passed,
 }
 
 /// A time by which something must have happened. The timer is set when it is first needed and moved only when it goes off too
@@ -104,6 +130,7 @@ impl Paced {
             reads: Alarm::default(),
             writes: Alarm::default(),
             refusal: None,
+            farewell: None,
         }
     }
 
@@ -117,14 +144,30 @@ impl Paced {
         self.passed.store(true, Ordering::Relaxed);
     }
 
-    /// Another request may come on a connection that pingora has given back.
-    pub(super) fn awaits_head(stream: Stream) -> Option<Stream> {
+    /// A connection that pingora has given back: another request may come.
+    pub(super) fn given_back(stream: Stream) -> Option<Box<Self>> {
         // None: no connection of ours, which can't be.
         let mut paced = stream.into_any().downcast::<Self>().ok()?;
         *paced.passed.get_mut() = false;
-        paced.head = Head::default();
         paced.reads.due = None;
+        // What pingora has read too much of is the beginning of the next head, of which nothing was seen yet.
+        let end = std::mem::take(&mut paced.head).end;
+        paced.head.end = end;
         Some(paced)
+    }
+
+    /// Whether the last request was read exactly to its end, as far as can be told. Pingora may have read too much otherwise,
+    /// and holds the next request already.
+    pub(super) fn nothing_is_left(&self) -> bool {
+        self.head.end == End::Seen
+    }
+
+    /// Wait for the first byte of the next request.
+    ///
+    /// # Errors
+    /// When the connection ends, or has been idle for too long.
+    pub(super) async fn begins(&mut self) -> io::Result<()> {
+        self.peek(1).await.map(|_| ())
     }
 
     /// Whether the client speaks HTTP/2.
@@ -140,7 +183,7 @@ impl Paced {
         Ok(true)
     }
 
-    /// Turn the client away: [`Shutdown::shutdown`] tells it why.
+    /// Turn the client away: it is told why when the stream is shut.
     pub(super) fn refuse(&mut self, refusal: Refusal) {
         self.refusal = Some(refusal);
     }
@@ -177,9 +220,7 @@ impl Paced {
         let before = buffer.filled().len();
         match Pin::new(&mut self.stream).poll_read(cx, buffer) {
             Poll::Ready(read) => {
-                let new = &buffer.filled()[before..];
-                self.head.bytes += new.len();
-                self.head.lines += memchr::memchr_iter(b'\n', new).count();
+                self.head.see(&buffer.filled()[before..]);
                 Poll::Ready(read)
             }
             Poll::Pending => {
@@ -237,29 +278,63 @@ impl Paced {
         unread && self.refusal.is_some()
     }
 
-    /// Say why, and read on for a moment.
-    async fn tell(&mut self, refusal: Refusal) {
-        let took = if refusal == Refusal::TooSlow { self.pace.head } else { Duration::ZERO };
-        let answer = self.doorman.answer(refusal, took);
-        // What follows is ours, whatever came before.
-        *self.passed.get_mut() = true;
-        let told = async {
-            self.write_all(&answer).await?;
-            AsyncWriteExt::shutdown(self).await
-        };
-        if !matches!(timeout(LINGER, told).await, Ok(Ok(()))) {
-            return;
+    /// Tell a client that is turned away why, and read on for a moment. Pingora has no word for it but to shut the stream.
+    fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(farewell) = &mut self.farewell else { return Poll::Ready(Ok(())) };
+        if farewell.poll(Pin::new(&mut self.stream), cx).is_pending() {
+            ready!(self.reads.poll(FAREWELL, LINGER, cx));
         }
-        let linger = async {
-            let (mut waste, mut left) = ([0; 4096], LINGER_BYTES);
-            while let Ok(read @ 1..) = self.read(&mut waste).await {
-                left = left.saturating_sub(read);
-                if left == 0 {
-                    return;
-                }
+        self.farewell = None;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Farewell {
+    fn new(answer: Vec<u8>) -> Self {
+        Self { answer, written: 0, shut: false, left: LINGER_BYTES }
+    }
+
+    fn poll(&mut self, mut stream: Pin<&mut Stream>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.written < self.answer.len() {
+            match ready!(stream.as_mut().poll_write(cx, &self.answer[self.written..]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.written += written,
             }
+        }
+        if !self.shut {
+            ready!(stream.as_mut().poll_shutdown(cx))?;
+            self.shut = true;
+        }
+        let mut waste = [0; 4096];
+        while self.left > 0 {
+            let mut waste = ReadBuf::new(&mut waste);
+            ready!(stream.as_mut().poll_read(cx, &mut waste))?;
+            match waste.filled().len() {
+                0 => break,
+                read => self.left = self.left.saturating_sub(read),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Head {
+    fn see(&mut self, bytes: &[u8]) {
+        const EMPTY_LINE: &[u8] = b"\r\n\r\n";
+        if self.bytes == 0 {
+            self.end = End::Unseen;
+        }
+        self.bytes += bytes.len();
+        self.lines += memchr::memchr_iter(b'\n', bytes).count();
+        self.end = match self.end {
+            End::Unseen => match memchr::memmem::find(bytes, EMPTY_LINE) {
+                None => End::Unseen,
+                Some(at) if at + EMPTY_LINE.len() == bytes.len() => End::Seen,
+                Some(_) => End::Passed,
+            },
+            seen if bytes.is_empty() => seen,
+            End::Seen | End::Passed => End::Passed,
         };
-        let _ = timeout(LINGER, linger).await;
     }
 }
 
@@ -303,7 +378,12 @@ impl AsyncRead for Paced {
         if this.frames.is_some() {
             this.poll_read_frames(cx, buffer)
         } else if *this.passed.get_mut() {
-            Pin::new(&mut this.stream).poll_read(cx, buffer)
+            let before = buffer.filled().len();
+            let read = Pin::new(&mut this.stream).poll_read(cx, buffer);
+            if buffer.filled().len() > before {
+                this.head.end = End::Passed;
+            }
+            read
         } else {
             this.poll_read_head(cx, buffer)
         }
@@ -342,6 +422,13 @@ impl AsyncWrite for Paced {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if let Some(refusal) = this.refusal.take() {
+            let took = if refusal == Refusal::TooSlow { this.pace.head } else { Duration::ZERO };
+            this.farewell = Some(Farewell::new(this.doorman.answer(refusal, took)));
+        }
+        if this.farewell.is_some() {
+            return this.poll_farewell(cx);
+        }
         let shut = Pin::new(&mut this.stream).poll_shutdown(cx);
         this.watch(shut, cx)
     }
@@ -350,11 +437,8 @@ impl AsyncWrite for Paced {
 #[async_trait]
 impl Shutdown for Paced {
     async fn shutdown(&mut self) {
-        match self.refusal.take() {
-            Some(refusal) => self.tell(refusal).await,
-            // Whoever is gone can't be told that this is the end.
-            None => drop(AsyncWriteExt::shutdown(self).await),
-        }
+        // Whoever is gone can't be told that this is the end.
+        let _ = AsyncWriteExt::shutdown(self).await;
     }
 }
 

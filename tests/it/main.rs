@@ -27,6 +27,7 @@ mod migrations;
 mod notifications;
 mod openapi;
 mod operations;
+mod overload;
 mod own_paths;
 mod portal;
 mod real_backend;

@@ -14,7 +14,7 @@ use crate::harness::{License, Proxy, RawClient, World, client};
 const RULES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/prometheus-rules.yaml");
 
 /// What section 9 of the design promises, as far as this version has it: the name, a label and its values.
-const PROMISED: [(&str, &str, &[&str]); 21] = [
+const PROMISED: [(&str, &str, &[&str]); 24] = [
     ("dotmac_feature_denials_total", "feature", &FEATURES),
     ("dotmac_license_cache_hits", "", &[]),
     ("dotmac_license_cache_requests", "", &[]),
@@ -36,6 +36,24 @@ const PROMISED: [(&str, &str, &[&str]); 21] = [
     ("dotmac_upstream_errors_total", "", &[]),
     ("dotmac_license_memory_entries", "", &[]),
     ("dotmac_requests_in_flight", "", &[]),
+    ("dotmac_connections", "", &[]),
+    ("dotmac_tunnels", "", &[]),
+    (
+        "dotmac_limited_total",
+        "limit",
+        &[
+            "connections",
+            "requests_in_flight",
+            "requests_in_flight_per_tenant",
+            "header_timeout",
+            "headers",
+            "uri_bytes",
+            "body_bytes",
+            "body_timeout",
+            "write_timeout",
+            "resets",
+        ],
+    ),
 ];
 
 const REASONS: [&str; 11] = [

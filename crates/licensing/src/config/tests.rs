@@ -397,10 +397,8 @@ const CHANGES: &[Case] = &[
     ),
     (&["usage:"], &[]),
     (
-        &[
-            "limits: { header_timeout: 0s, connections: 0, requests_in_flight: 4, headers: 1000, header_bytes: 10MiB, \
-             requests_in_flight_per_tenant: 5 }",
-        ],
+        &["limits: { header_timeout: 0s, connections: 0, requests_in_flight: 4, headers: 1000, header_bytes: 10MiB, \
+             requests_in_flight_per_tenant: 5 }"],
         &[
             "8:27: error: limits.header_timeout: must be longer than zero",
             "8:44: error: limits.connections: must be from 1 upwards",
