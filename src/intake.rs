@@ -6,6 +6,7 @@
 
 mod who;
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -57,12 +58,13 @@ const OTHER_HOSTS: [&str; 3] = ["x-host", "x-original-host", "x-http-host-overri
 const END_TO_END: [&str; 4] = ["authorization", "cookie", "host", "sec-websocket-protocol"];
 
 /// Headers that this program always writes itself.
-const ALWAYS_OURS: [&str; 2] = ["x-tenant-id", "x-request-id"];
+const ALWAYS_OURS: [&str; 2] = [TENANT_ID, "x-request-id"];
 
 const FORWARDED_HEADER: HeaderName = HeaderName::from_static("forwarded");
 
 /// Under this name the upstream is told who asks, under whatever name the gateway said it.
-pub(crate) const X_TENANT_ID: HeaderName = HeaderName::from_static("x-tenant-id");
+pub(crate) const X_TENANT_ID: HeaderName = HeaderName::from_static(TENANT_ID);
+const TENANT_ID: &str = "x-tenant-id";
 
 /// How requests are read, from configuration.
 pub(crate) struct Intake {
@@ -73,6 +75,8 @@ pub(crate) struct Intake {
     /// Which headers may hold a token.
     bearers: Bearers,
     role: Option<Role>,
+    /// The names of all headers that say who someone is, to us or to the backend, as CGI folds them.
+    identity: Vec<String>,
     trusted: Vec<Network>,
     /// Whether peers have no addresses, but a socket in the file system, which guards it.
     on_unix_socket: bool,
@@ -181,17 +185,22 @@ impl Intake {
         });
         let limits = &config.limits;
         let bytes = |size: ByteSize| usize::try_from(size.bytes()).unwrap_or(usize::MAX);
+        let bearers = Bearers {
+            authorization: tokens.look_at(&TokenPlace::Authorization),
+            cookie: tokens.cookies().next().is_some(),
+            subprotocol: tokens.look_at(&TokenPlace::WebsocketProtocol),
+        };
+        let role_header = role.as_ref().map(|role: &Role| role.header.as_str());
+        let identity = tenant_headers.iter().map(HeaderName::as_str).chain(role_header).chain([TENANT_ID]);
+        let identity = identity.map(folded).collect();
         Self {
             tenant_headers,
             hosts,
             fixed,
-            bearers: Bearers {
-                authorization: tokens.look_at(&TokenPlace::Authorization),
-                cookie: tokens.look_at_cookies(),
-                subprotocol: tokens.look_at(&TokenPlace::WebsocketProtocol),
-            },
+            bearers,
             tokens,
             role,
+            identity,
             trusted: config.trusted_proxies.clone(),
             on_unix_socket: matches!(config.listen.proxy, Address::Unix(_)),
             max_headers: usize::from(limits.headers),
@@ -312,34 +321,38 @@ impl Intake {
                 && !token.eq_ignore_ascii_case(b"close")
                 && !token.eq_ignore_ascii_case(b"upgrade")
                 && {
-                    let name = String::from_utf8_lossy(token).to_ascii_lowercase();
+                    let name = folded(&String::from_utf8_lossy(token));
                     END_TO_END.contains(&&*name) || self.is_protected(&name)
                 }
         })
     }
 
     fn passes(&self, name: &HeaderName, trusted: bool) -> Passes {
-        let name = name.as_str();
-        if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
-            let folded = folded(name);
-            if self.is_identity(&folded) {
-                return Passes::Never;
-            }
-            return if self.is_protected(&folded) { Passes::No } else { Passes::Yes };
+        if *name == X_TENANT_ID || self.tenant_headers.contains(name) || self.is_role(name) {
+            return if trusted { Passes::Yes } else { Passes::No };
         }
-        let strippable = is_never_passed(name) || (!trusted && (is_from_trusted(name) || self.is_identity(name)));
+        let name = name.as_str();
+        let is_plain = name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'));
+        let folded = if is_plain { Cow::Borrowed(name) } else { Cow::Owned(folded(name)) };
+        // Another name, and the same one to somebody.
+        if self.is_identity(&folded) {
+            return Passes::Never;
+        }
+        let strippable = match is_plain {
+            true => is_never_passed(name) || (!trusted && is_from_trusted(name)),
+            false => self.is_protected(&folded),
+        };
         if strippable { Passes::No } else { Passes::Yes }
     }
 
-    /// Whether the backend takes a header of this lower-case name from us, and hence from nobody else.
+    /// Whether the backend takes a header of this folded name from us, and hence from nobody else.
     fn is_protected(&self, name: &str) -> bool {
         ALWAYS_OURS.contains(&name) || is_never_passed(name) || is_from_trusted(name) || self.is_identity(name)
     }
 
-    /// Whether a header of this lower-case name says who someone is, to us or to the backend.
+    /// Whether a header of this folded name says who someone is.
     fn is_identity(&self, name: &str) -> bool {
-        let role = self.role.as_ref().map(|role| &role.header);
-        name == X_TENANT_ID.as_str() || self.tenant_headers.iter().chain(role).any(|header| header.as_str() == name)
+        self.identity.iter().any(|identity| identity == name)
     }
 
     fn is_role(&self, name: &HeaderName) -> bool {
@@ -478,10 +491,10 @@ fn is_from_trusted(name: &str) -> bool {
         && (name.starts_with(FORWARDED) || FROM_TRUSTED.contains(&name))
 }
 
-/// The lower-case name that CGI makes of this one, and of others: WSGI servers fold `_` and `-` into one, some FastCGI
+/// The name that CGI makes of this one and of others, in lower case: WSGI servers fold `_` and `-` into one, some FastCGI
 /// ones all that is neither letter nor digit.
 fn folded(name: &str) -> String {
-    name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect()
+    name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect()
 }
 
 /// Whether a byte may occur in `Host` (RFC 9112 section 3.2: else the request is refused; RFC 3986 section 3.2.2). What one

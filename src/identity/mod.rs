@@ -36,6 +36,8 @@ const REMEMBERED: Duration = Duration::from_secs(60);
 /// The sources of the configuration that are tokens.
 pub(crate) struct Tokens {
     sources: Vec<Source>,
+    /// The places that are cookies, each once.
+    cookies: Vec<TokenPlace>,
 }
 
 /// What a token says once its signature, its times and its audience have been checked.
@@ -105,22 +107,27 @@ impl Tokens {
             let keys = read_keys(&jwt.keys_file(config_file))?;
             Ok(Source::new(jwt, keys, role.cloned()))
         });
-        Ok(Self { sources: sources.collect::<Result<_, _>>()? })
+        let sources: Vec<Source> = sources.collect::<Result<_, _>>()?;
+        let mut cookies: Vec<TokenPlace> = Vec::new();
+        for place in sources.iter().flat_map(|source| &source.places) {
+            if matches!(place, TokenPlace::Cookie(_)) && !cookies.contains(place) {
+                cookies.push(place.clone());
+            }
+        }
+        Ok(Self { sources, cookies })
     }
 
     /// Whether some source looks there.
     pub(crate) fn look_at(&self, place: &TokenPlace) -> bool {
-        self.places().any(|other| other == place)
+        self.sources.iter().any(|source| source.places.contains(place))
     }
 
-    /// Whether some source looks at cookies.
-    pub(crate) fn look_at_cookies(&self) -> bool {
-        self.places().any(|place| matches!(place, TokenPlace::Cookie(_)))
-    }
-
-    /// The place that is the cookie of this name, if some source looks there.
-    pub(crate) fn cookie(&self, name: &[u8]) -> Option<&TokenPlace> {
-        self.places().find(|place| matches!(place, TokenPlace::Cookie(wanted) if wanted.as_bytes() == name))
+    /// The cookies that some source looks at: the name and the place of each.
+    pub(crate) fn cookies(&self) -> impl Iterator<Item = (&[u8], &TokenPlace)> {
+        self.cookies.iter().filter_map(|place| match place {
+            TokenPlace::Cookie(name) => Some((name.as_bytes(), place)),
+            TokenPlace::Authorization | TokenPlace::WebsocketProtocol => None,
+        })
     }
 
     /// What a text that stands in `place` is to each source that looks there.
@@ -129,10 +136,6 @@ impl Tokens {
             .iter()
             .filter(move |source| source.places.contains(place))
             .map(move |source| source.read(text, now))
-    }
-
-    fn places(&self) -> impl Iterator<Item = &TokenPlace> {
-        self.sources.iter().flat_map(|source| &source.places)
     }
 }
 
@@ -216,7 +219,7 @@ impl Source {
 
 /// Whether a text is meant to be a signed token: three parts, of which the first begins as the encoding of a JSON object does.
 /// What else stands behind `Bearer` is no JWT, and not for us.
-pub(crate) fn is_token(text: &[u8]) -> bool {
+fn is_token(text: &[u8]) -> bool {
     let begins = text.starts_with(b"ey") || text.starts_with(b"ew");
     begins && text.iter().filter(|b| **b == b'.').count() == 2
 }

@@ -194,7 +194,7 @@ fn tokens() {
     let late_nobody = token(json!({ "exp": -1000, "tenant_id": null }));
     let early = token(json!({ "nbf": 90 }));
     let forged = Signer::new("HS256", "k").token(&json!({ "iss": "us", "exp": 100, "tenant_id": A }));
-    let (untrusted, malformed) = (Identity::BadToken(TokenFault::Untrusted), Identity::BadToken(TokenFault::Malformed));
+    let untrusted = Identity::BadToken(TokenFault::Untrusted);
     let bearer = |token: &str| format!("Bearer {token}");
     let cookie = |token: &str| format!("a=b; access_token={token}; c");
     let offer = |token: &str| format!("dotmac-license, {token}");
@@ -235,10 +235,20 @@ fn tokens() {
         (vec![("X-Tenant-ID", A.to_owned()), ("Cookie", cookie(&late_nobody))], a, Some(Via::Header)),
         // However it is spelled.
         (vec![("Authorization", format!("Bearer\t{good}"))], a, Some(Via::Token)),
-        (vec![("Cookie", format!("access_token=%65{}", &other[1..]))], malformed, None),
-        (vec![("Cookie", format!("access_token=\"\\145{}\"", &other[1..]))], malformed, None),
-        (vec![("Cookie", format!("access_token={}", other.replace('.', "%2E")))], malformed, None),
-        (vec![("Cookie", "access_token=s%3Aopaque.%zz%".to_owned())], Identity::Missing, None),
+        (vec![("Cookie", format!("access_token=%65{}", &good[1..]))], a, Some(Via::Cookie)),
+        (vec![("Cookie", format!("access_token={}", good.replace('.', "%2E")))], a, Some(Via::Cookie)),
+        (vec![("Cookie", format!("access_token=\"\\145\\{}\"", &good[1..]))], a, Some(Via::Cookie)),
+        (vec![("Cookie", format!("access_token\t= {good}"))], a, Some(Via::Cookie)),
+        (vec![("Cookie", format!("x=y access_token={good}"))], a, Some(Via::Cookie)),
+        (vec![("Cookie", format!("x=y, access_token ={good} z=a.b.c"))], a, Some(Via::Cookie)),
+        (vec![("Cookie", format!("access_token=; access_token=x; access_token={good}"))], a, Some(Via::Cookie)),
+        (
+            vec![("X-Tenant-ID", B.to_owned()), ("Cookie", format!("x=y access_token=\\145{}", &good[1..]))],
+            Identity::Conflicting,
+            None,
+        ),
+        (vec![("Cookie", format!("my_access_token={good}; access_token_2={good}"))], Identity::Missing, None),
+        (vec![("Cookie", "access_token=s%3Aopaque.%zz.%+1%\\+12\\".to_owned())], Identity::Missing, None),
         (vec![("Authorization", bearer(&wrong))], Identity::Invalid, None),
         // Two that disagree.
         (vec![("X-Tenant-ID", A.to_owned()), ("Authorization", bearer(&other))], Identity::Conflicting, None),
@@ -472,6 +482,27 @@ fn roles() {
     for headers in [&[("X_User_Role", "owner")], &[("X-User_Role", "owner")], &[("Connection", "x-user-role")]] {
         assert_eq!(read_by(&intake, GATEWAY, headers).err(), Some(Fault::Malformed), "{headers:?}");
     }
+}
+
+/// Headers may be configured with any sign in their names: the other names that are the same one to somebody are refused.
+#[test]
+fn names_with_other_signs() {
+    let allow = json!({ "allow": { "header": "X_User.Role", "values": ["owner"] } });
+    let intake = intake_with("[{ header: X_Org }]", Some(allow), Path::new("none"));
+    let facts = read_by(&intake, GATEWAY, &[("X_Org", A), ("X_User.Role", "owner")]).expect("no fault");
+    assert_eq!((facts.identity, facts.may_upgrade), (Identity::Tenant(A.parse().expect("a UUID")), true));
+    assert!(facts.strip.is_empty());
+    let facts = read_by(&intake, STRANGER, &[("X_Org", A), ("X_User.Role", "owner"), ("X-Tenant-ID", A)]);
+    let facts = facts.expect("no fault");
+    let stripped: Vec<_> = facts.strip.iter().map(HeaderName::as_str).collect();
+    assert_eq!((facts.identity, facts.may_upgrade), (Identity::Missing, false));
+    assert_eq!(stripped, ["x_org", "x_user.role", "x-tenant-id"]);
+    for name in ["X-Org", "X.Org", "X-User-Role", "X_User_Role", "X_Tenant_ID"] {
+        for (name, value) in [(name, A), ("Connection", name)] {
+            assert_eq!(read_by(&intake, GATEWAY, &[(name, value)]).err(), Some(Fault::Malformed), "{name}: {value}");
+        }
+    }
+    assert_eq!(read_by(&intake, GATEWAY, &[("Connection", "x_org")]).err(), Some(Fault::Malformed));
 }
 
 /// The audit names nobody by what a stranger says, or somebody who may not.

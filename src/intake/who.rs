@@ -1,5 +1,6 @@
 //! Who asks: what headers, tokens and the host say, put together.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::HeaderValue;
@@ -8,7 +9,7 @@ use licensing::tenant::{InvalidTenantId, TenantId, TokenFault};
 use licensing::time::Timestamp;
 
 use crate::gate::Identity;
-use crate::identity::{NamedTenant, Tokens, Word, is_token};
+use crate::identity::{NamedTenant, Tokens, Word};
 
 /// The subprotocol that our WebSocket speaks.
 const SUBPROTOCOL: &str = "dotmac-license";
@@ -109,12 +110,9 @@ impl Who {
                     }
                 }
                 Bearer::Cookie => {
-                    for (name, text) in cookies(value) {
-                        if let Some(place) = tokens.cookie(name) {
-                            self.weigh(tokens.read(text, place, now), Via::Cookie);
-                            if hides_token(text) {
-                                self.fault = self.fault.or(Some(TokenFault::Malformed));
-                            }
+                    for (name, place) in tokens.cookies() {
+                        for text in values_of(value, name) {
+                            self.weigh(tokens.read(&text, place, now), Via::Cookie);
                         }
                     }
                 }
@@ -217,48 +215,50 @@ fn items(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|b| *b == b',').map(<[u8]>::trim_ascii)
 }
 
-/// Names and values of a cookie header (RFC 6265 section 4.2.1).
-fn cookies(value: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
-    value.split(|b| *b == b';').filter_map(|pair| {
-        let equals = memchr::memchr(b'=', pair)?;
-        let (name, value) = (pair[..equals].trim_ascii(), pair[equals + 1..].trim_ascii());
-        let unquoted = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
-        Some((name, unquoted.unwrap_or(value)))
+/// What some reader takes for the value of this cookie. Pairs are parted by `;` (RFC 6265 section 4.2.1); by blanks too for
+/// Python's `http.cookies` and aiohttp.
+fn values_of<'a>(header: &'a [u8], name: &'a [u8]) -> impl Iterator<Item = Cow<'a, [u8]>> {
+    let parts = |b: &u8| matches!(b, b';' | b',' | b' ' | b'\t');
+    memchr::memmem::find_iter(header, name).filter_map(move |at| {
+        let (before, behind) = (&header[..at], &header[at + name.len()..]);
+        let value = behind.trim_ascii_start().strip_prefix(b"=")?.trim_ascii_start();
+        let value = value.strip_prefix(b"\"").unwrap_or(value);
+        let end = value.iter().position(|b| parts(b) || *b == b'"').unwrap_or(value.len());
+        before.last().is_none_or(parts).then(|| unescaped(&value[..end]))
     })
 }
 
-/// Whether a cookie is a token once escapes are resolved, as many a backend does: `%65yJ…` (Express, Rails), `\145yJ…`
-/// (Python). No client writes one so.
-fn hides_token(value: &[u8]) -> bool {
-    if !value.iter().any(|b| matches!(b, b'%' | b'\\')) {
-        return false;
+/// A cookie's value without the escapes that many readers resolve: `%65` (Express, Rails, PHP), `\145` and `\e` (Django,
+/// Starlette, Werkzeug).
+fn unescaped(value: &[u8]) -> Cow<'_, [u8]> {
+    if memchr::memchr2(b'%', b'\\', value).is_none() {
+        return Cow::Borrowed(value);
     }
     let mut plain = Vec::with_capacity(value.len());
     let mut rest = value;
     while let [first, behind @ ..] = rest {
         let code = match first {
-            b'%' => escaped(behind, 2, 16),
-            b'\\' => escaped(behind, 3, 8),
+            b'%' => coded(behind, 2, 16),
+            b'\\' => coded(behind, 3, 8),
             _ => None,
         };
-        match (code, first) {
-            (Some((b, after)), _) => {
-                plain.push(b);
-                rest = after;
+        rest = match code {
+            Some((byte, behind)) => {
+                plain.push(byte);
+                behind
             }
-            (None, b'\\') => rest = behind,
-            (None, b) => {
-                plain.push(*b);
-                rest = behind;
+            None => {
+                plain.extend(Some(*first).filter(|b| *b != b'\\'));
+                behind
             }
-        }
+        };
     }
-    is_token(&plain)
+    Cow::Owned(plain)
 }
 
 /// The byte that so many digits stand for, and what comes after them.
-fn escaped(text: &[u8], digits: usize, radix: u32) -> Option<(u8, &[u8])> {
+fn coded(text: &[u8], digits: usize, radix: u32) -> Option<(u8, &[u8])> {
     let (digits, after) = text.split_at_checked(digits)?;
-    let digits = digits.iter().all(u8::is_ascii_alphanumeric).then_some(digits)?;
-    Some((u8::from_str_radix(std::str::from_utf8(digits).ok()?, radix).ok()?, after))
+    let digits = std::str::from_utf8(digits).ok().filter(|digits| !digits.starts_with('+'))?;
+    Some((u8::from_str_radix(digits, radix).ok()?, after))
 }

@@ -250,7 +250,11 @@ async fn a_stale_cookie_beside_a_fresh_token() {
         (signer.token(&elsewhere), 401),
         (other.token(&claims(a, -900)), 401),
         (other.token(&claims(a, 300)), 401),
-        (format!("%65{}", &signer.token(&claims(b, 300))[1..]), 401),
+        // However it is spelled: Express resolves the one escape, Django and Starlette the other.
+        (format!("%65{}", &signer.token(&claims(a, 300))[1..]), 101),
+        (format!("%65{}", &signer.token(&claims(b, 300))[1..]), 400),
+        (format!("\"\\145{}\"", &signer.token(&claims(b, 300))[1..]), 400),
+        (format!("x y=z access_token={}", signer.token(&claims(b, 300))), 400),
     ] {
         world.upstream.forget();
         let cookie = format!("Cookie: access_token={cookie}");
