@@ -4,6 +4,7 @@
 //! fold `_` to `-`; frameworks let a header override the method or the path. What could make the backend see another
 //! tenant or another path than the gate did is refused or stripped here.
 
+mod framing;
 mod who;
 
 use std::borrow::Cow;
@@ -18,6 +19,7 @@ use licensing::time::Timestamp;
 use pingora::http::RequestHeader;
 use smallvec::SmallVec;
 
+use self::framing::Framing;
 pub(crate) use self::who::Via;
 use self::who::{Bearer, Who};
 use crate::gate::Identity;
@@ -237,8 +239,8 @@ impl Intake {
             return Err(Fault::HeadersTooLarge);
         }
         let mut facts = Facts::of(peer, self.trusts(peer));
-        let (mut bytes, mut hosts, mut lengths, mut request_ids, mut roles) = (0, 0, 0, 0, 0);
-        let mut coded = false;
+        let (mut bytes, mut hosts, mut request_ids, mut roles) = (0, 0, 0, 0);
+        let mut framing = Framing::default();
         let mut named = SmallVec::<[(&HeaderName, &HeaderValue); 2]>::new();
         let mut bearers = SmallVec::<[(Bearer, &HeaderValue); 2]>::new();
         for (name, value) in &request.headers {
@@ -248,8 +250,9 @@ impl Intake {
                     hosts += 1;
                     facts.host = Some(value.clone());
                 }
-                "content-length" => lengths += 1 + value.as_bytes().iter().filter(|b| **b == b',').count(),
-                "transfer-encoding" => coded = true,
+                // HTTP/1.0 has nothing to be expected (RFC 9110 section 10.1.1), and clients of it don't know the answer.
+                "expect" if request.version == Version::HTTP_10 => facts.strip.push(name.clone()),
+                known @ ("content-length" | "transfer-encoding" | "expect") => framing.see(known, value),
                 "connection" if self.nominates_ours(value) => return Err(Fault::Malformed),
                 "x-request-id" => {
                     request_ids += 1;
@@ -287,9 +290,8 @@ impl Intake {
         if bytes > self.max_header_bytes {
             return Err(Fault::HeadersTooLarge);
         }
-        // RFC 9112 sections 3.2 and 6: one Host, one length, and never a length beside a transfer coding. Pingora takes
-        // Content-Length away where Transfer-Encoding is present, so only the raw head shows both.
-        if hosts > 1 || lengths > 1 || (coded && names_content_length(&raw_head())) {
+        // RFC 9112 section 3.2: one Host.
+        if hosts > 1 || !framing.is_sound(&raw_head()) {
             return Err(Fault::Malformed);
         }
         // Over HTTP/2 the authority comes first, and a Host beside it must be the same (RFC 9113 section 8.3.1).
@@ -335,7 +337,7 @@ impl Intake {
         let is_plain = name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'));
         let folded = if is_plain { Cow::Borrowed(name) } else { Cow::Owned(folded(name)) };
         // Another name, and the same one to somebody.
-        if self.is_identity(&folded) {
+        if self.is_identity(&folded) || (!is_plain && framing::NAMES.contains(&&*folded)) {
             return Passes::Never;
         }
         let strippable = match is_plain {
@@ -507,7 +509,7 @@ enum Passes {
     Yes,
     /// It is stripped.
     No,
-    /// The request is refused: a backend could take it for the tenant's header.
+    /// The request is refused: a backend could take it for the tenant's header, or for one of the framing's.
     Never,
 }
 
@@ -515,15 +517,6 @@ enum Passes {
 /// hyphen; letters are what remains to be seen.
 fn is_canonical(id: &[u8]) -> bool {
     id.len() == uuid::fmt::Hyphenated::LENGTH && id[8] == b'-' && !id.iter().any(u8::is_ascii_uppercase)
-}
-
-fn names_content_length(raw_head: &[u8]) -> bool {
-    const NAME: &[u8] = b"content-length";
-    raw_head.split(|b| *b == b'\n').any(|line| {
-        line.len() > NAME.len()
-            && line[..NAME.len()].eq_ignore_ascii_case(NAME)
-            && matches!(line[NAME.len()], b':' | b' ' | b'\t')
-    })
 }
 
 #[cfg(test)]

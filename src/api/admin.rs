@@ -50,7 +50,7 @@ pub(crate) struct Admin {
 
 /// `/admin/…`, all of it behind the guard.
 pub(crate) fn router(admin: Admin) -> Router {
-    Router::new()
+    let routes = Router::new()
         .route("/admin/license/flush", post(flush))
         .route("/admin/license/refresh/{tenant}", post(refresh))
         .route("/admin/license/{tenant}", get(show).put(set_plan))
@@ -64,8 +64,9 @@ pub(crate) fn router(admin: Admin) -> Router {
             Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "see the header Allow")
         })
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
-        .layer(from_fn_with_state(admin.clone(), around))
-        .with_state(admin)
+        .with_state(admin.clone());
+    // Around all of it: routes with layers of their own would still tell strangers, by `Allow`, which of them there are.
+    Router::new().fallback_service(routes).layer(from_fn_with_state(admin, around))
 }
 
 /// What all requests have in common: an id, the guard, and no cache on the way back.

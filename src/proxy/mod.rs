@@ -193,6 +193,11 @@ impl ProxyHttp for Proxy {
         response: &mut ResponseHeader,
         context: &mut Box<Context>,
     ) -> Result<()> {
+        if response.status == StatusCode::SWITCHING_PROTOCOLS && !session.is_upgrade_req() {
+            // What follows would be told apart from an answer by nobody.
+            return Error::e_explain(ErrorType::InvalidHTTPHeader, "a 101 that nobody asked for")
+                .map_err(|error| error.into_up());
+        }
         // A connection whose request has not been read to its end is closed after the answer, which a 100 is not.
         session.set_close_on_response_before_downstream_finish(!response.status.is_informational());
         context.upstream_status = Some(response.status.as_u16());

@@ -1,6 +1,7 @@
 //! The proxy tested from outside: its real binary among real servers.
 
 mod admin;
+mod admin_surface;
 mod backfill;
 mod cli;
 mod coherence;

@@ -27,6 +27,9 @@ use super::process::server_dir;
 /// How much of a body is kept; length and fingerprint cover all of it.
 const KEPT_BODY: usize = 64 * 1024;
 
+/// How much of what comes on a connection is kept as it came.
+const KEPT_RAW: usize = 1 << 20;
+
 /// The place of a request among the recorded ones that is none of them.
 const UNRECORDED: usize = usize::MAX;
 
@@ -82,6 +85,8 @@ pub(crate) enum Reply {
     Raw(Bytes),
     /// A status at once, without reading the body or answering `Expect: 100-continue`; then the connection is closed.
     Unread(u16),
+    /// The same, but the connection stays open, and the body is read once it comes.
+    Early(u16),
 }
 
 impl Reply {
@@ -109,6 +114,7 @@ impl Reply {
 struct Shared {
     requests: Mutex<Vec<Recorded>>,
     malformed: Mutex<Vec<Vec<u8>>>,
+    raw: Mutex<Vec<Vec<u8>>>,
     replies: Mutex<HashMap<String, Reply>>,
     connections: Mutex<u64>,
     echoed: AtomicU64,
@@ -199,6 +205,12 @@ impl Upstream {
         self.shared.malformed.lock().expect("nobody panics with this lock").clone()
     }
 
+    /// What came on each connection, byte for byte, whatever was made of it: the first MiB, and of a WebSocket the handshake
+    /// with what came along.
+    pub(crate) fn raw(&self) -> Vec<Vec<u8>> {
+        self.shared.raw().clone()
+    }
+
     /// Waits until at least `count` requests have arrived and the latest of them is complete.
     pub(crate) async fn wait_for(&self, count: usize) -> Vec<Recorded> {
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -215,6 +227,7 @@ impl Upstream {
     /// Forgets what was recorded, at a moment when no request is under way.
     pub(crate) fn forget(&self) {
         self.shared.requests().clear();
+        self.shared.raw().iter_mut().for_each(Vec::clear);
     }
 
     /// Closes listener and connections: from then on, connecting is refused.
@@ -249,6 +262,10 @@ impl Shared {
         self.requests.lock().expect("nobody panics with this lock")
     }
 
+    fn raw(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.raw.lock().expect("nobody panics with this lock")
+    }
+
     fn reply_to(&self, target: &str) -> Reply {
         let path = target.split('?').next().unwrap_or_default();
         let replies = self.replies.lock().expect("nobody panics with this lock");
@@ -272,9 +289,11 @@ where
     let number = {
         let mut connections = shared.connections.lock().expect("nobody panics with this lock");
         *connections += 1;
+        shared.raw().push(Vec::new());
         *connections - 1
     };
-    let requests = serve(Connection { stream, unread: BytesMut::new() }, &shared, number);
+    let connection = Connection { stream, unread: BytesMut::new(), shared: Arc::clone(&shared), number };
+    let requests = serve(connection, &shared, number);
     tokio::select! {
         // An error is the peer's leaving, which is its right.
         _ = requests => {}
@@ -285,6 +304,9 @@ where
 struct Connection<S> {
     stream: S,
     unread: BytesMut,
+    shared: Arc<Shared>,
+    /// Counted from 0.
+    number: u64,
 }
 
 /// What of a request's body is still to be read.
@@ -391,6 +413,11 @@ where
                 connection.stream.write_all(&bytes).await?;
                 return connection.stream.shutdown().await;
             }
+            Reply::Early(status) => {
+                connection.answer(status, &[], b"", head_only).await?;
+                exchange.expects_continue = false;
+                connection.read_body(&mut exchange).await?;
+            }
             Reply::Unread(status) => {
                 connection.answer(status, &[("Connection", "close".to_owned())], b"", head_only).await?;
                 return connection.stream.shutdown().await;
@@ -474,7 +501,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection<S> {
     /// More bytes from the peer; false at its end.
     async fn more(&mut self) -> io::Result<bool> {
         self.unread.reserve(64 * 1024);
-        Ok(self.stream.read_buf(&mut self.unread).await? > 0)
+        let before = self.unread.len();
+        let read = self.stream.read_buf(&mut self.unread).await?;
+        let number = usize::try_from(self.number).expect("few connections");
+        if let Some(raw) = self.shared.raw().get_mut(number) {
+            let kept = read.min(KEPT_RAW - raw.len());
+            raw.extend_from_slice(&self.unread[before..before + kept]);
+        }
+        Ok(read > 0)
     }
 
     /// Everything up to the empty line that ends a head; `None` when the peer has left.

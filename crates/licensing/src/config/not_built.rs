@@ -16,10 +16,8 @@ const fn key(key: &'static str, what: &'static str) -> NotBuilt {
 }
 
 /// The one list of them.
-pub(super) const NOT_BUILT: &[NotBuilt] = &[
-    key("routes.rules[].meter", "counting requests"),
-    key("usage", "counting requests"),
-];
+pub(super) const NOT_BUILT: &[NotBuilt] =
+    &[key("routes.rules[].meter", "counting requests"), key("usage", "counting requests")];
 
 /// Report every key and value in `tree` that is not built.
 pub(super) fn report(tree: &Node, problems: &mut Collector<'_>) {

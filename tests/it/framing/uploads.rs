@@ -1,92 +1,9 @@
-//! Requests that two readers could cut differently, and what becomes of the bytes behind a refusal.
+//! What becomes of an upload that is refused: its client gets to read why, and what it still sends has an end.
 
 use std::process::Command;
 use std::time::Duration;
 
-use serde_json::json;
-
 use crate::harness::{RawClient, World, process};
-
-const HOST: &str = "Host: app\r\n";
-
-/// Whatever backends would make of these: they are refused, and so is all that comes behind them.
-#[tokio::test]
-async fn framing_that_can_be_read_in_two_ways() {
-    let world = World::start().await;
-    let behind = "GET /smuggled HTTP/1.1\r\nHost: app\r\n\r\n";
-    let with = |headers: &str| format!("POST /x HTTP/1.1\r\n{HOST}{headers}\r\n");
-    for head in [
-        with("Content-Length: 2\r\nContent-Length: 2\r\n"),
-        with("Content-Length: 2\r\ncontent-length: 3\r\n"),
-        with("Content-Length: 2, 2\r\n"),
-        with("Content-Length: 2\r\nTransfer-Encoding: chunked\r\n"),
-        with("Transfer-Encoding: chunked\r\nCONTENT-LENGTH: 0\r\n"),
-        with("Content-Length: -2\r\n"),
-        with("Content-Length: +2\r\n"),
-        with("Content-Length: 0x2\r\n"),
-        with("Content-Length: \r\n"),
-        with("Transfer-Encoding: chunked, identity\r\n"),
-        with("Transfer-Encoding: xchunked\r\n"),
-        with("Transfer-Encoding: gzip\r\n"),
-        with("Content-Length : 2\r\n"),
-        with("X-A: 1\r\n Content-Length: 2\r\n"),
-        with("X-A: 1\0\r\n"),
-        with("X A: 1\r\n"),
-        with("Host: other\r\n"),
-        with("hOST: app\r\n"),
-        "POST /x HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned(),
-        "GET /x HTTP/1.1\r\n\r\n".to_owned(),
-        "GET /x HTTP/1.1\r\nX-A: 1\r\n\r\n".to_owned(),
-        format!("get /x HTTP/1.1\r\n{HOST}\r\n"),
-        format!("Get /x HTTP/1.1\r\n{HOST}\r\n"),
-        format!("GET http://app/x HTTP/1.1\r\n{HOST}\r\n"),
-        format!("GET app:80 HTTP/1.1\r\n{HOST}\r\n"),
-        format!("GET x HTTP/1.1\r\n{HOST}\r\n"),
-        format!("GET ?/x HTTP/1.1\r\n{HOST}\r\n"),
-        format!("GET * HTTP/1.1\r\n{HOST}\r\n"),
-        format!("GET /x HTTP/3.0\r\n{HOST}\r\n"),
-    ] {
-        let mut connection = RawClient::connect(world.proxy.address()).await;
-        connection.send(format!("{head}hi{behind}")).await.expect("sent");
-        let answer = connection.response().await;
-        assert_eq!(answer.status, 400, "{head:?}");
-        assert_eq!(world.upstream.count(), 0, "{head:?} reached the backend: {:?}", world.upstream.requests());
-    }
-    // Pingora refuses some of these itself, without a word; the others are answered as any refusal.
-    for headers in [
-        "Content-Length: 2, 2\r\n",
-        "Content-Length: 2\r\nContent-Length: 2\r\n",
-        "Content-Length: 2\r\nTransfer-Encoding: chunked\r\n",
-    ] {
-        let mut connection = RawClient::connect(world.proxy.address()).await;
-        connection.send(format!("{}hi{behind}", with(headers))).await.expect("sent");
-        let answer = connection.response().await;
-        assert_eq!(
-            (&answer.json()["reason"], answer.header("Connection")),
-            (&json!("request_malformed"), Some("close"))
-        );
-        assert!(connection.closes_within(Duration::from_secs(20)).await, "{headers}");
-    }
-    assert_eq!((world.upstream.count(), world.upstream.malformed().len()), (0, 0));
-}
-
-#[tokio::test]
-async fn methods_about_the_server_itself() {
-    let world = World::start().await;
-    let mut connection = RawClient::connect(world.proxy.address()).await;
-    for _ in 0..2 {
-        connection.send(format!("OPTIONS * HTTP/1.1\r\n{HOST}\r\n")).await.expect("still open");
-        assert_eq!(connection.response().await.status, 204);
-    }
-    connection.send(format!("CONNECT app:443 HTTP/1.1\r\n{HOST}\r\n")).await.expect("still open");
-    assert_eq!(connection.response().await.status, 405);
-    assert_eq!(world.upstream.count(), 0);
-
-    // HTTP/1.0 needs no Host.
-    let mut old = RawClient::connect(world.proxy.address()).await;
-    old.send("GET /api/v1/network/x HTTP/1.0\r\n\r\n").await.expect("sent");
-    assert_eq!(old.response().await.status, 200);
-}
 
 /// Clients that send the whole of their upload before they read get to read the 402.
 #[tokio::test]
