@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr};
 
-use http::header::COOKIE;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{CONNECTION, COOKIE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use pingora::Result;
 use pingora::http::RequestHeader;
 
@@ -43,6 +43,11 @@ impl Forward<'_> {
         let (empty, ()) = http::Request::new(()).into_parts();
         let mut parts = http::request::Parts::from(std::mem::replace(upstream, empty.into()));
         self.rewrite_headers(&mut parts.headers);
+        if parts.method == Method::HEAD {
+            // Some servers send the body all the same (waitress, whatever the framework does not cut). It would be the
+            // beginning of the next answer on this connection, to whomever: so there is none.
+            parts.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         *upstream = parts.into();
         match verbatim {
             Some(target) => upstream.set_raw_path(&target),

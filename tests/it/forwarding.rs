@@ -321,7 +321,8 @@ async fn answers_without_a_body() {
         let length = |answer: &crate::harness::RawResponse| answer.header("Content-Length")?.parse::<usize>().ok();
         assert!(length(&head) > length(&whole), "{:?} {:?}", head.headers, whole.headers);
     }
-    assert_eq!(world.upstream.connections(), 1);
+    // None is used again after HEAD.
+    assert_eq!(world.upstream.connections(), 3);
 }
 
 /// Pingora passes no trailers over HTTP/1.1; the body they end is whole, and both connections stay usable.
@@ -394,4 +395,27 @@ async fn limits_of_the_head() {
         assert_eq!(line["decision"], "refused");
     }
     assert_eq!(world.upstream.count(), 3);
+}
+
+/// What waitress sends behind its answer to HEAD, when the framework does not cut it, is the body that GET would have. On a
+/// connection that is used again it would be the next answer, to anybody.
+#[tokio::test]
+async fn what_a_server_sends_behind_an_answer_to_head_is_nobodys_answer() {
+    let (world, backend) = World::behind_a_played_backend().await;
+    let tenant = world.tenant("starter").await.to_string();
+    let mut client = RawClient::connect(world.proxy.address()).await;
+    client.send(get("/first", &tenant).replace("GET", "HEAD")).await.expect("sent");
+    let (mut first, head) = backend.request().await;
+    assert!(head.to_lowercase().contains("\r\nconnection: close\r\n"), "{head}");
+    first.send("HTTP/1.1 200 OK\r\nContent-Length: 45\r\n\r\n").await.expect("sent");
+    let answer = client.head_response().await;
+    assert_eq!((answer.status, answer.header("Content-Length")), (200, Some("45")));
+    assert_eq!(answer.header("Connection"), Some("keep-alive"));
+    // Too late for the proxy to see it at the end of the answer.
+    first.send("HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\npoison!").await.ok();
+
+    client.send(get("/second", &tenant)).await.expect("the client's connection is kept");
+    let (mut second, _) = backend.request().await;
+    second.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nclean").await.expect("sent");
+    assert_eq!(client.response().await.text(), "clean");
 }

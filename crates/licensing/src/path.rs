@@ -13,8 +13,8 @@ use std::hash::Hasher;
 
 use rustc_hash::FxHasher;
 
-/// How many distinct readings a target may have. Real ones have 1 to 10; one with doubled slashes, encoded slashes,
-/// parameters and a trailing dot at once has 27. Only layers upon layers of tricks reach this.
+/// How many distinct readings a target may have. Real ones have 1 to 13; one with doubled slashes, encoded slashes,
+/// parameters and a trailing dot at once has 29. Only layers upon layers of tricks reach this.
 const MAX_READINGS: usize = 128;
 
 /// How many bytes the readings of a target may have together: it bounds both memory and work, since a reading costs a

@@ -240,9 +240,10 @@ async fn nobody_gets_past_the_gate(kind: Kind) {
     let elsewhere: Vec<_> = elsewhere.map(|at| (&asks[*at], gate[*at])).collect();
     assert!(elsewhere.is_empty(), "{}: neither refused nor passed on as they came: {elsewhere:#?}", kind.name);
 
-    // With a licence the same targets lead where they lead without the proxy. Of those with a blank that is so if the
-    // backend reads it as it reads %20: pingora writes it so, for the gate as for the backend.
-    let passes = |at: &&usize| gate[**at] == Outcome::PaymentRequired && !asks[**at].target.contains(&b' ');
+    // With a licence the same targets lead where they lead without the proxy. Two bytes apart that pingora does not leave as
+    // they are, for the gate as for the backend: a blank becomes %20, and a fragment is cut off.
+    let verbatim = |ask: &Ask| !ask.target.iter().any(|byte| matches!(byte, b' ' | b'#'));
+    let passes = |at: &&usize| gate[**at] == Outcome::PaymentRequired && verbatim(&asks[**at]);
     let paid: Vec<Ask> = reached.iter().filter(passes).map(|at| asks[*at].clone()).collect();
     let licensed = site.through_the_gate(&paid, site.licensed).await;
     let lost: Vec<_> = paid.iter().zip(licensed).filter(|(_, outcome)| *outcome != Outcome::Gated).collect();

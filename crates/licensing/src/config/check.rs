@@ -2,10 +2,11 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::names::{FeatureName, HeaderName};
+use super::names::{FeatureName, HeaderName, Method};
 use super::node::{Node, Step, written};
 use super::policy::UpgradeAllow;
 use super::problem::Collector;
+use super::routes::Scope;
 use super::tenant::{Jwt, TenantSource, TokenPlace};
 use super::{Config, LicenseSource};
 use crate::routes::{Matched, Place, Route, Routes};
@@ -27,6 +28,7 @@ pub(super) fn check(config: &Config, tree: &Node, problems: &mut Collector<'_>) 
     checker.tenant();
     checker.licenses();
     checker.routes();
+    checker.gated_lists();
     checker.plans();
     checker.enforcement();
     checker.upgrade();
@@ -235,6 +237,25 @@ impl Checker<'_, '_> {
         }
     }
 
+    /// Gated rules for the entries of a list that gate the list as well, since some routers take nothing for a parameter.
+    fn gated_lists(&mut self) {
+        // What is wrong with them is told already.
+        let Ok(routes) = self.config.routes.routes() else { return };
+        for (i, rule) in self.config.routes.rules.iter().enumerate() {
+            let (Scope::Path(path) | Scope::Prefix(path)) = &rule.scope;
+            let Some(list) = list_of(path.as_str()).filter(|_| rule.feature().is_some()) else { continue };
+            let method = rule.methods.first().map_or("GET", Method::as_str);
+            let Ok(route) = routes.resolve(method, list.as_bytes()) else { continue };
+            if route.rules().iter().any(|matched| matched.index == i) {
+                let message = format!(
+                    "{list} is gated too, since some backends take it for an entry without a name: if it is not sold, add \
+                     `{{ match: {{ path: {list} }}, access: always }}`"
+                );
+                self.warning(&at!["routes", "rules", i], message);
+            }
+        }
+    }
+
     fn api(&mut self) {
         self.hidden_rules();
         let Some(api) = &self.config.api else { return };
@@ -316,6 +337,12 @@ fn is_framing(name: &str) -> bool {
         "forwarded",
     ];
     names.contains(&name)
+}
+
+/// The list that a path with a placeholder at its end is an entry of, where one path stands for it.
+fn list_of(path: &str) -> Option<String> {
+    let (list, entry) = path.trim_end_matches('/').rsplit_once('/')?;
+    (entry.starts_with('{') && !list.contains('{')).then(|| format!("{list}/"))
 }
 
 /// What stands behind the path of a licence where it is upgraded.

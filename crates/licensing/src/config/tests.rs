@@ -367,6 +367,17 @@ const CHANGES: &[Case] = &[
         &["8:29: error: upgrade.allow.header: x-tenant-id names the tenant: expected a header that names a role"],
     ),
     (&["api: { paths: [], websocket: [] }"], &[]),
+    // The list of what a placeholder stands for is gated as well, unless a rule of its own says otherwise.
+    (
+        &["routes: { rules: [{ prefix: '/a/{id}', feature: crm }, { match: { path: '/b/{id}' }, feature: crm }, \
+           { match: { path: '/b/' }, access: always }, { match: { path: '/c/{id}/d/' }, feature: crm }, \
+           { prefix: '/d/{id}', access: always }, { match: { path: '/e/{id}/', methods: [PUT] }, feature: crm }, \
+           { prefix: /e, feature: crm }, { prefix: '/{x}/f/{id}', feature: crm }] }"],
+        &[
+            "7:19: warning: routes.rules[0]: /a/ is gated too, since some backends take it for an entry without a name: if it is not sold, add `{ match: { path: /a/ }, access: always }`",
+            "7:234: warning: routes.rules[5]: /e/ is gated too, since some backends take it for an entry without a name: if it is not sold, add `{ match: { path: /e/ }, access: always }`",
+        ],
+    ),
     (
         &["api: { paths: [/license, /crm/license, /crm] }"],
         &[

@@ -16,7 +16,8 @@ use crate::enforcement::Mode;
     { "oneOf": [{ "required": ["feature"] }, { "required": ["access"] }] }
 ]))]
 pub(super) struct WrittenRule {
-    /// A path and all below it, on segment boundaries. {name} stands for any one segment.
+    /// A path and all below it, on segment boundaries. {name} stands for any one segment; to a gated rule an empty one
+    /// counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     prefix: Option<PathPattern>,
     /// A path alone, or a prefix, for some methods.
@@ -44,10 +45,10 @@ pub(super) struct WrittenRule {
 #[serde(deny_unknown_fields)]
 #[schemars(extend("oneOf" = [{ "required": ["path"] }, { "required": ["prefix"] }]))]
 struct WrittenMatch {
-    /// This path alone. {name} stands for any one segment.
+    /// This path alone. {name} stands for any one segment; to a gated rule an empty one counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     path: Option<PathPattern>,
-    /// A path and all below it. {name} stands for any one segment.
+    /// A path and all below it. {name} stands for any one segment; to a gated rule an empty one counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     prefix: Option<PathPattern>,
     /// The methods that the rule is for; GET includes HEAD. Default: all.
