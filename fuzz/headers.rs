@@ -18,7 +18,7 @@ use crate::intake::{Intake, X_TENANT_ID};
 use crate::metrics::Outcome;
 use crate::proxy::forward::Forward;
 
-/// What headers are made of; the good tokens come behind these.
+/// What headers are made of; the good tokens stand before these.
 const FRAGMENTS: &[&str] = &[
     "\n",
     "X-Tenant-ID: ",
@@ -66,26 +66,35 @@ const FRAGMENTS: &[&str] = &[
     "Authorization: ",
     "X-License-Fallback: open",
     "x-middleware-subrequest: 1",
+    "Host: ",
+    ".example.com",
+    "X.Tenant.ID: ",
+    "X-Host: ",
+    "host",
 ];
 
 target!(name_only_whom_they_may, fragments(), read_headers);
 
 fn fragments() -> &'static [&'static str] {
     static ALL: LazyLock<Vec<&'static str>> =
-        LazyLock::new(|| FRAGMENTS.iter().copied().chain(GOOD.iter().map(String::as_str)).collect());
+        LazyLock::new(|| GOOD.iter().map(String::as_str).chain(FRAGMENTS.iter().copied()).collect());
     &ALL
 }
 
-fn intake() -> &'static Intake {
-    static INTAKE: LazyLock<Intake> = LazyLock::new(|| {
-        let (config, tokens) = config();
-        Intake::new(&config, tokens)
+/// One that goes by tokens and a header, and one by the host too.
+fn intakes() -> &'static [Intake; 2] {
+    static INTAKES: LazyLock<[Intake; 2]> = LazyLock::new(|| {
+        ["", "{ host: \"{tenant}.example.com\" }, "].map(|host| {
+            let (config, tokens) = config(host);
+            Intake::new(&config, tokens)
+        })
     });
-    &INTAKE
+    &INTAKES
 }
 
-/// The tenants that are named literally: by a header that is believed, and by good tokens where tokens are looked for.
-fn named_literally(headers: &[(HeaderName, HeaderValue)], trusted: bool) -> Vec<TenantId> {
+/// The tenants that are named literally: by a header or a host that is believed, and by good tokens where tokens
+/// are looked for.
+fn named_literally(headers: &[(HeaderName, HeaderValue)], trusted: bool, by_host: bool) -> Vec<TenantId> {
     let tenants: [TenantId; 2] = [A, B].map(|id| id.parse().expect("a UUID"));
     let [a, b] = tenants;
     let by_token = [Some(a), Some(b), Some(a), Some(b), Some(a), None];
@@ -97,6 +106,10 @@ fn named_literally(headers: &[(HeaderName, HeaderValue)], trusted: bool) -> Vec<
                 let digits: String = value.trim().trim_start_matches("urn:uuid:").replace(['-', '{', '}'], "");
                 named.extend(u128::from_str_radix(&digits, 16).ok().map(|id| TenantId::new(uuid::Uuid::from_u128(id))));
             }
+            "host" if trusted && by_host => {
+                let label = value.split('.').next().unwrap_or_default().replace('-', "");
+                named.extend(u128::from_str_radix(&label, 16).ok().map(|id| TenantId::new(uuid::Uuid::from_u128(id))));
+            }
             "authorization" | "cookie" | "sec-websocket-protocol" => {
                 let tokens = GOOD.iter().zip(by_token).filter(|(token, _)| value.contains(token.as_str()));
                 named.extend(tokens.filter_map(|(_, tenant)| tenant));
@@ -107,17 +120,19 @@ fn named_literally(headers: &[(HeaderName, HeaderValue)], trusted: bool) -> Vec<
     named
 }
 
-/// The first byte says who sends it and by which version; the rest is headers, a line each.
+/// The first byte says who sends it, by which version, and whether the host may name the tenant; the rest is headers, a line
+/// each.
 fn read_headers(input: &[u8]) {
     let Some((first, lines)) = input.split_first() else { return };
-    let (trusted, http2) = (first & 1 == 1, first & 2 == 2);
+    let (trusted, http2, by_host) = (first & 1 != 0, first & 2 != 0, first & 4 != 0);
+    let intake = &intakes()[usize::from(by_host)];
     let peer = IpAddr::V4(if trusted { Ipv4Addr::new(10, 1, 2, 3) } else { Ipv4Addr::new(192, 0, 2, 1) });
     let mut request = RequestHeader::build("GET", b"/api/v1/crm", Some(8)).expect("a request");
-    let mut raw = b"GET /api/v1/crm HTTP/1.1\r\nHost: app\r\n".to_vec();
+    let mut raw = b"GET /api/v1/crm HTTP/1.1\r\n".to_vec();
     if http2 {
         request.set_version(Version::HTTP_2);
         request.set_uri(http::Uri::from_static("http://app/api/v1/crm"));
-    } else {
+    } else if !by_host {
         request.append_header("Host", "app").expect("a header");
     }
     let mut headers = Vec::new();
@@ -130,10 +145,10 @@ fn read_headers(input: &[u8]) {
         headers.push((name, value));
     }
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(NOW.unsigned_abs());
-    let Ok(facts) = intake().read(&request, || Bytes::from(raw), Some(peer), now) else { return };
+    let Ok(facts) = intake.read(&request, || Bytes::from(raw), Some(peer), now) else { return };
 
     let shown = format!("{} {headers:?}", if trusted { "gateway" } else { "stranger" });
-    let named = named_literally(&headers, trusted);
+    let named = named_literally(&headers, trusted, by_host);
     let tenant = match facts.identity {
         Identity::Tenant(tenant) => {
             assert!(named.contains(&tenant), "{tenant} of {shown}");
@@ -152,6 +167,7 @@ fn read_headers(input: &[u8]) {
     assert!(!facts.may_upgrade || (trusted && has_owner && tenant.is_some()), "{shown}");
 
     // What the backend gets.
+    let host = facts.host.clone();
     let ruling = Ruling {
         permit: None,
         outcome: Outcome::Open,
@@ -169,11 +185,11 @@ fn read_headers(input: &[u8]) {
         took: Duration::ZERO,
     };
     let request_id = HeaderValue::from_static("id");
-    let tenant_headers = intake().tenant_headers();
+    let tenant_headers = intake.tenant_headers();
     let forward = Forward { facts: &facts, ruling: &ruling, tenant_headers, request_id: &request_id, is_http2: http2 };
     forward.rewrite(&mut request).expect("rewritten");
     for (name, value) in &request.headers {
-        match name.as_str().replace('_', "-").as_str() {
+        match folded(name).as_str() {
             // Whoever is not to be believed is not told of: by no spelling, and as one value.
             "x-tenant-id" => {
                 assert!(name == X_TENANT_ID, "{name} of {shown}");
@@ -185,7 +201,7 @@ fn read_headers(input: &[u8]) {
             folded if NEVER.contains(&folded) => panic!("{name} reaches the backend: {shown}"),
             "x-forwarded-for" => assert!(value.as_bytes().ends_with(peer.to_string().as_bytes()), "{shown}"),
             "x-real-ip" | "forwarded" => assert!(trusted, "{shown}"),
-            "x-forwarded-host" => assert!(trusted || value == "app", "{shown}"),
+            "x-forwarded-host" => assert!(trusted || Some(value) == host.as_ref(), "{shown}"),
             _ => {}
         }
     }
@@ -193,8 +209,13 @@ fn read_headers(input: &[u8]) {
     assert_eq!(request.headers.contains_key(X_TENANT_ID), tenant.is_some(), "{shown}");
 }
 
+/// A name as CGI makes it: what is neither letter nor digit is one to some servers.
+fn folded(name: &HeaderName) -> String {
+    name.as_str().replace(|c: char| !c.is_ascii_alphanumeric(), "-")
+}
+
 /// What frameworks obey, or take for the gate's own word, and hence never get from a client.
-const NEVER: [&str; 12] = [
+const NEVER: [&str; 15] = [
     "x-http-method-override",
     "x-http-method",
     "x-method-override",
@@ -202,6 +223,9 @@ const NEVER: [&str; 12] = [
     "x-original-uri",
     "x-rewrite-url",
     "x-forwarded-prefix",
+    "x-script-name",
+    "script-name",
+    "path-info",
     "x-middleware-subrequest",
     "x-license-plan",
     "x-license-features",

@@ -58,6 +58,7 @@ const FRAGMENTS: &[&str] = &[
     "HEAD",
     "%09",
     "%250a",
+    "%70ublic",
 ];
 
 target!(as_a_backend_reads_them, FRAGMENTS, read_as_a_backend);

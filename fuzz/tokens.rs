@@ -32,8 +32,9 @@ const ED_POINT: &str = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
 const ES256_EXAMPLE: &str = "eyJhbGciOiJFUzI1NiJ9.eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxl\
     LmNvbS9pc19yb290Ijp0cnVlfQ.DtEhU3ljbEg8L38VWAfUAqOyKAM6-Xx-F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3-Kg6NU1Q";
 
-/// The sources of the configuration that [`Tokens`] are read by: two, since a token may be one's and not the other's.
-pub(super) const SOURCES: &str = "[{ header: X-Tenant-ID }, { jwt: { from: [authorization, { cookie: access_token }, \
+/// The sources of the configuration that [`Tokens`] are read by: two, since a token may be one's and not the other's. `HOST`
+/// is for one that is a host.
+pub(super) const SOURCES: &str = "[{ header: X-Tenant-ID }, HOST{ jwt: { from: [authorization, { cookie: access_token }, \
     websocket_protocol], claim: tenant_id, keys: KEYS } }, { jwt: { from: [{ cookie: session }, authorization], claim: \
     org.id, issuer: joe, audience: app, leeway: 10s, keys: KEYS } }]";
 
@@ -52,7 +53,7 @@ pub(super) static GOOD: LazyLock<Vec<String>> = LazyLock::new(|| {
     ]
 });
 
-/// What tokens are made of; the good ones come behind these.
+/// What tokens are made of; the good ones stand before these.
 const FRAGMENTS: &[&str] =
     &[".", "eyJhbGciOiJub25lIn0", "eyJhbGciOiJIUzI1NiJ9", "eyJhbGciOiJSUzI1NiJ9", "e30", "ew", "ey", "=", "==", ".."];
 
@@ -96,19 +97,19 @@ target!(that_say_anything, CLAIMS, sign_and_read);
 
 fn good_or_fragments() -> &'static [&'static str] {
     static ALL: LazyLock<Vec<&'static str>> =
-        LazyLock::new(|| FRAGMENTS.iter().copied().chain(GOOD.iter().map(String::as_str)).collect());
+        LazyLock::new(|| GOOD.iter().map(String::as_str).chain(FRAGMENTS.iter().copied()).collect());
     &ALL
 }
 
-/// The configuration with these sources, and the tokens that it reads.
-pub(super) fn config() -> (Config, Tokens) {
+/// The configuration with these sources, and with `host` before the tokens, and the tokens that it reads.
+pub(super) fn config(host: &str) -> (Config, Tokens) {
     let es = json!({ "kty": "EC", "crv": "P-256", "x": X, "y": Y, "kid": "es", "alg": "ES256" });
     let ed = json!({ "kty": "OKP", "crv": "Ed25519", "x": ED_POINT, "kid": "ed" });
     let hs = json!({ "kty": "oct", "k": SECRET, "kid": "hs", "alg": "HS256" });
     let keys = json!({ "keys": [hs, Signer::new("RS256", "rs").jwk(), es, ed] });
     let mut file = tempfile::NamedTempFile::new().expect("a file");
     file.write_all(keys.to_string().as_bytes()).expect("written");
-    let sources = SOURCES.replace("KEYS", &file.path().display().to_string());
+    let sources = SOURCES.replace("KEYS", &file.path().display().to_string()).replace("HOST", host);
     let text = format!(
         "version: 1\nupstream: {{ address: 127.0.0.1:1 }}\ntrusted_proxies: [10.0.0.0/8]\n\
          tenant: {{ sources: {sources} }}\nlicenses: {{ source: {{ postgres: {{}} }} }}\n\
@@ -120,7 +121,7 @@ pub(super) fn config() -> (Config, Tokens) {
 }
 
 fn tokens() -> &'static Tokens {
-    static TOKENS: LazyLock<Tokens> = LazyLock::new(|| config().1);
+    static TOKENS: LazyLock<Tokens> = LazyLock::new(|| config("").1);
     &TOKENS
 }
 

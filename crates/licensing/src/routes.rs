@@ -357,17 +357,12 @@ struct Walk<'w> {
 impl Walk<'_> {
     /// The best rule at or below a node, whose own segments end at `at`: there is a slash or the end of the path.
     fn best(&self, node: &Node, at: usize) -> Option<usize> {
-        let below = if at < self.path.len() {
-            let start = at + 1;
-            let end = memchr::memchr(b'/', &self.path[start..]).map_or(self.path.len(), |length| start + length);
-            (start < end)
-                .then(|| self.below_literals(node, start, end).or_else(|| self.best_of(node.template?, end)))
-                .ok_or(start)
-        } else {
-            Ok(None)
-        };
-        if let Ok(Some(found)) = below {
-            return Some(found);
+        let next = self.segment_behind(at);
+        if let Some((start, end)) = next.filter(|(start, end)| start < end) {
+            let below = self.below_literals(node, start, end).or_else(|| self.best_of(node.template?, end));
+            if below.is_some() {
+                return below;
+            }
         }
         let (own, rest) = self.path.split_at(at);
         let paths = if rest.is_empty() || rest == b"/" { node.paths.as_slice() } else { &[] };
@@ -376,10 +371,16 @@ impl Walk<'_> {
                 && end.spelling.as_ref().is_none_or(|shape| shape.spells(own, rest))
         };
         let first_of = |ends: &[End]| ends.iter().find(fits).map(|end| end.rule);
-        first_of(paths)
-            // Fastify takes the nothing between two slashes, or behind the last, for a parameter.
-            .or_else(|| self.best_of(node.template?, below.err()?))
-            .or_else(|| first_of(&node.prefixes))
+        // Fastify takes the nothing between two slashes, or behind the last, for a parameter.
+        let nothing = || next.filter(|(start, end)| start == end);
+        first_of(paths).or_else(|| self.best_of(node.template?, nothing()?.1)).or_else(|| first_of(&node.prefixes))
+    }
+
+    /// Where the segment behind the slash at `at` starts and ends; none at the end of the path.
+    fn segment_behind(&self, at: usize) -> Option<(usize, usize)> {
+        let rest = self.path.get(at + 1..)?;
+        let length = memchr::memchr(b'/', rest).unwrap_or(rest.len());
+        Some((at + 1, at + 1 + length))
     }
 
     fn best_of(&self, node: usize, at: usize) -> Option<usize> {
