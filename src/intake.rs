@@ -252,7 +252,7 @@ impl Intake {
                 }
                 // HTTP/1.0 has nothing to be expected (RFC 9110 section 10.1.1), and clients of it don't know the answer.
                 "expect" if request.version == Version::HTTP_10 => facts.strip.push(name.clone()),
-                known @ ("content-length" | "transfer-encoding" | "expect") => framing.see(known, value),
+                known @ ("content-length" | "transfer-encoding" | "expect" | "upgrade") => framing.see(known, value),
                 "connection" if self.nominates_ours(value) => return Err(Fault::Malformed),
                 "x-request-id" => {
                     request_ids += 1;

@@ -18,12 +18,21 @@ pub(super) struct Framing {
     expectations: u8,
     /// One of them has a value that not every recipient reads alike.
     odd: bool,
+    /// A length other than 0, or a coding.
+    body: bool,
+    /// It asks for a WebSocket, as which it is passed on.
+    websocket: bool,
 }
 
 impl Framing {
-    /// A header of one of [`NAMES`], or `expect`.
+    /// A header of one of [`NAMES`], `expect` or `upgrade`.
     pub(super) fn see(&mut self, name: &str, value: &HeaderValue) {
         let value = value.as_bytes();
+        if name == "upgrade" {
+            self.websocket |= value.to_ascii_lowercase().windows(9).any(|word| word == b"websocket");
+            return;
+        }
+        self.body |= NAMES.contains(&name) && value != b"0";
         let (count, sound) = match name {
             "content-length" => (&mut self.lengths, is_length(value)),
             "transfer-encoding" => (&mut self.codings, value.eq_ignore_ascii_case(b"chunked")),
@@ -38,7 +47,10 @@ impl Framing {
     /// Pingora takes `Content-Length` away where `Transfer-Encoding` is present, so only the raw head shows both.
     pub(super) fn is_sound(&self, raw_head: &[u8]) -> bool {
         let once = self.lengths <= 1 && self.codings <= 1 && self.expectations <= 1;
+        // What follows the head of such a request is its body to some (h11), and no longer HTTP to others (llhttp).
+        let two_things_behind = self.websocket && self.body;
         once && !self.odd
+            && !two_things_behind
             && ends_lines_properly(raw_head)
             && !(self.codings > 0 && (self.lengths > 0 || names_content_length(raw_head)))
     }
@@ -87,6 +99,8 @@ mod tests {
             &[(CODING, "chunked")],
             &[(CODING, "Chunked"), ("expect", "100-Continue")],
             &[(LENGTH, "10"), ("expect", "100-continue")],
+            &[(LENGTH, "0"), ("upgrade", "websocket")],
+            &[(LENGTH, "10"), ("upgrade", "h2c")],
         ] {
             assert!(sound(headers, b"POST / HTTP/1.1\r\nHost: app\r\n\r\n"), "{headers:?}");
         }
@@ -102,6 +116,8 @@ mod tests {
             &[(CODING, "chunked, chunked")],
             &[(CODING, "chunked"), (CODING, "chunked")],
             &[("expect", "")],
+            &[(CODING, "chunked"), ("upgrade", "websocket")],
+            &[("upgrade", "h2c, WebSocket"), (LENGTH, "1")],
             &[("expect", "100-continue"), ("expect", "100-continue")],
         ] {
             assert!(!sound(headers, b""), "{headers:?}");

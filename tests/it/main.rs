@@ -2,6 +2,7 @@
 
 mod admin;
 mod admin_surface;
+mod attacks;
 mod backfill;
 mod cli;
 mod coherence;

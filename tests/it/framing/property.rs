@@ -1,15 +1,19 @@
 //! Requests put together at random from what is read in more than one way.
 //!
-//! Whatever the backend is sent, all readers cut alike; and it is sent nothing but what all of them, whichever stood before
+//! Whatever the backend is sent, all readers cut alike, the parsers of real servers among them; and it is sent nothing but what all of them, whichever stood before
 //! the proxy, would have found in what the client sent. `FRAMING_CASES` says how many, `FRAMING_SEED` which.
 
 use std::collections::BTreeMap;
+use std::io::Write;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use futures::{StreamExt, stream};
+use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::readers::{Prefers, agreed, lenient};
+use super::readers::{Prefers, Request, agreed, lenient};
 use super::{World, world};
 use crate::harness::RawClient;
 
@@ -180,6 +184,43 @@ async fn run(world: &World, sent: &[u8]) {
     {}
 }
 
+/// Asserts that the parsers of real servers, h11 and httptools, cut what the backend was sent as our readers do.
+fn real_parsers_agree(seed: u64, connections: &[(Vec<u8>, Vec<Request>)]) {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let python = format!("{root}/.test-tools/venv/bin/python");
+    let mut child = Command::new(&python)
+        .arg(format!("{root}/tests/backends/readers.py"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| {
+            panic!("{error}: {python} is missing: scripts/test installs it with h11 and httptools")
+        });
+    let texts: Vec<String> = connections.iter().map(|(raw, _)| BASE64_STANDARD.encode(raw)).collect();
+    child
+        .stdin
+        .take()
+        .expect("piped")
+        .write_all(json!(texts).to_string().as_bytes())
+        .expect("it reads all of it first");
+    let output = child.wait_with_output().expect("it ends");
+    let read: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    for parser in ["h11", "httptools"] {
+        for ((raw, ours), theirs) in connections.iter().zip(read[parser].as_array().expect("a list of connections")) {
+            // What a wrong length leaves of a method may be another one, which httptools need not know.
+            let known = |request: &Request| ["POST", "GET", "DELETE"].contains(&&*request.method);
+            if parser == "httptools" && !ours.iter().all(known) {
+                continue;
+            }
+            let complete = ours.iter().filter(|request| request.complete);
+            let ours: Value = complete
+                .map(|request| json!([request.method, request.target, String::from_utf8_lossy(&request.body)]))
+                .collect();
+            assert_eq!(*theirs, ours, "FRAMING_SEED={seed}, by {parser}: {}", raw.escape_ascii());
+        }
+    }
+}
+
 #[tokio::test]
 async fn nobody_reads_it_in_two_ways() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
@@ -194,8 +235,13 @@ async fn nobody_reads_it_in_two_ways() {
             .collect();
         stream::iter(batch.values()).for_each_concurrent(24, |sent| run(&world, sent)).await;
         let mut arrived: BTreeMap<u64, Vec<String>> = BTreeMap::new();
-        for raw in world.upstream.raw() {
+        let connections = world.upstream.raw().into_iter().filter(|raw| !raw.is_empty()).map(|raw| {
             let requests = agreed(&raw).unwrap_or_else(|why| panic!("FRAMING_SEED={seed}: {why}"));
+            (raw, requests)
+        });
+        let connections: Vec<_> = connections.collect();
+        real_parsers_agree(seed, &connections);
+        for (_, requests) in connections {
             for request in requests.into_iter().filter(|request| request.complete) {
                 let case =
                     request.target.split('/').nth(1).and_then(|case| case.parse().ok()).expect("a case's target");
