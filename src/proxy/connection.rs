@@ -28,8 +28,8 @@ const STREAMS: u32 = 100;
 /// What may wait to be sent to a client on one stream, in bytes. The library's own 400 KiB would be 40 MiB a connection.
 const STREAM_BUFFER: usize = 64 << 10;
 
-/// What is added to a head's limits before anybody looks at it, in bytes: method, version and line ends.
-const HEAD_ROOM: usize = 1 << 10;
+/// What a request line may have beside its target, in bytes: the method, the version and two blanks.
+const LINE_ROOM: usize = 64;
 
 /// What HTTP/2 counts for each header beyond its bytes (RFC 9113 section 6.5.2).
 const HEADER_ROOM: u64 = 32;
@@ -116,25 +116,29 @@ impl Connections {
         }
         self.heard_out.fetch_sub(1, Ordering::AcqRel);
     }
+
+    /// Serve one connection to its end.
+    async fn serve(&self, stream: Stream, shutdown: ShutdownWatch) {
+        let limits = self.snapshots.load().limits;
+        let Some(place) = self.load.connect(limits.connections) else {
+            return Box::pin(self.turn_away(stream, &limits)).await;
+        };
+        let mut stream = Paced::new(stream, pace(&limits), Arc::clone(&self.doorman));
+        match stream.speaks_http2().await {
+            Ok(true) => drop(self.proxy.process_new(Box::new(stream), &shutdown).await),
+            Ok(false) => self.serve_http1(stream, place, &shutdown).await,
+            // It was closed, or nothing came, or too little.
+            Err(_) => Shutdown::shutdown(&mut stream).await,
+        }
+    }
 }
 
 #[async_trait]
 impl ServerApp for Connections {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
-        let limits = self.snapshots.load().limits;
-        let Some(place) = self.load.connect(limits.connections) else {
-            Box::pin(self.turn_away(stream, &limits)).await;
-            return None;
-        };
-        let mut stream = Paced::new(stream, pace(&limits), Arc::clone(&self.doorman));
-        match stream.speaks_http2().await {
-            Ok(true) => {
-                self.proxy.process_new(Box::new(stream), shutdown).await;
-            }
-            Ok(false) => self.serve_http1(stream, place, shutdown).await,
-            // It was closed, or nothing came, or too little.
-            Err(_) => Shutdown::shutdown(&mut stream).await,
-        }
+        let (connections, shutdown) = (Arc::clone(self), shutdown.clone());
+        // On a task of its own: pingora's holds the room of a handshake for as long as the connection is open, 9 KiB.
+        tokio::spawn(async move { connections.serve(stream, shutdown).await });
         None
     }
 
@@ -144,11 +148,13 @@ impl ServerApp for Connections {
 }
 
 fn pace(limits: &Limits) -> Pace {
+    let first_line_bytes = limits.uri_bytes.saturating_add(LINE_ROOM);
     Pace {
         idle: limits.idle_timeout,
         head: limits.header_timeout,
         write: limits.write_timeout,
-        head_bytes: limits.header_bytes.saturating_add(limits.uri_bytes).saturating_add(HEAD_ROOM),
+        head_bytes: limits.header_bytes.saturating_add(first_line_bytes),
+        first_line_bytes,
     }
 }
 

@@ -57,6 +57,8 @@ pub(super) struct Pace {
     pub(super) write: Duration,
     /// How large a head may grow before anybody looks at it, in bytes.
     pub(super) head_bytes: usize,
+    /// How long its first line may be, in bytes.
+    pub(super) first_line_bytes: usize,
 }
 
 /// A stream that keeps them.
@@ -91,7 +93,10 @@ struct Farewell {
 #[derive(Debug, Default)]
 struct Head {
     bytes: usize,
+    /// Line ends.
     lines: usize,
+    /// The length of the first line, as far as it has come, in bytes.
+    first_line: usize,
     end: End,
 }
 
@@ -212,9 +217,8 @@ impl Paced {
     /// Read what may be a head, or a part of one.
     fn poll_read_head(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.head.bytes >= self.pace.head_bytes {
-            // Not even the first line has ended: it is the target that is too long.
-            let target = self.head.lines == 0;
-            self.refuse(if target { Refusal::TargetTooLong } else { Refusal::HeadersTooLarge });
+            let target_too_long = self.head.first_line > self.pace.first_line_bytes;
+            self.refuse(if target_too_long { Refusal::TargetTooLong } else { Refusal::HeadersTooLarge });
             return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
         }
         let before = buffer.filled().len();
@@ -272,8 +276,12 @@ impl Paced {
     fn replaces(&mut self, bytes: &[u8]) -> bool {
         let unread = self.frames.is_none() && !*self.passed.get_mut();
         if unread && self.refusal.is_none() && bytes.starts_with(b"HTTP/1.1 400 ") {
-            let lines = self.head.lines;
-            self.refuse(if lines > MOST_LINES { Refusal::HeadersTooLarge } else { Refusal::Malformed });
+            // Some it can't read for their size alone.
+            self.refuse(match &self.head {
+                head if head.first_line > self.pace.first_line_bytes => Refusal::TargetTooLong,
+                head if head.lines > MOST_LINES => Refusal::HeadersTooLarge,
+                _ => Refusal::Malformed,
+            });
         }
         unread && self.refusal.is_some()
     }
@@ -325,6 +333,9 @@ impl Head {
             self.end = End::Unseen;
         }
         self.bytes += bytes.len();
+        if self.lines == 0 {
+            self.first_line += memchr::memchr(b'\n', bytes).unwrap_or(bytes.len());
+        }
         self.lines += memchr::memchr_iter(b'\n', bytes).count();
         self.end = match self.end {
             End::Unseen => match memchr::memmem::find(bytes, EMPTY_LINE) {

@@ -38,7 +38,11 @@ async fn ten_thousand_idle_connections() {
     for batch in 0..CONNECTIONS / 100 {
         connections.extend(future::join_all((0..100).map(|_| connect(address))).await);
         // Half of them have had a request, and wait for the next.
-        if batch % 2 == 0 {
+        if batch == CONNECTIONS / 200 {
+            let silent = site.proxy.rss_bytes().saturating_sub(before) / connections.len() as u64;
+            println!("{} that have sent nothing: {silent} bytes each", connections.len());
+        }
+        if batch >= CONNECTIONS / 200 {
             let last = connections.len() - 100;
             for stream in &mut connections[last..] {
                 stream.write_all(get(CORE, Some(tenant(1))).as_bytes()).await.expect("open");
@@ -182,7 +186,7 @@ async fn a_flood_of_connections() {
 /// Clients that come and go in every way there is: nothing is left of them.
 #[tokio::test]
 async fn nothing_leaks() {
-    const ROUNDS: usize = 3;
+    const ROUNDS: usize = 4;
     const EACH: usize = 200;
     let site = Site::start(|builder| builder.set("/upstream/idle_timeout", "300ms")).await;
     site.upstream.on("/slow", Reply::after(Duration::from_millis(300), Reply::status(204)));
@@ -227,8 +231,10 @@ async fn nothing_leaks() {
         EACH * comers.len(),
         sizes.iter().map(|size| size >> 10).collect::<Vec<_>>()
     );
-    let grown = sizes[ROUNDS - 1].saturating_sub(sizes[0]);
-    assert!(grown < 8 << 20, "{grown} bytes more after the last round than after the first");
+    // The first two have shown how much it takes at once.
+    let grown = sizes[ROUNDS - 1].saturating_sub(sizes[1]);
+    // If as little as the buffers of each were left, it would be more.
+    assert!(grown < 12 << 20, "{grown} bytes more after the last round than after the second");
     assert!(site.serves().await);
     let mut quiet = RawClient::connect(address).await;
     quiet.send(get(CORE, None)).await.expect("open");
