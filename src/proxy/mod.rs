@@ -16,7 +16,7 @@ use std::time::{Instant, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderValue, Method, StatusCode};
 use licensing::answer::{Answer, Failure};
 use parking_lot::Mutex;
@@ -281,6 +281,7 @@ impl Proxy {
         let request = session.req_header();
         if !in_flight.enter(limits.requests) {
             *request_id = request_id::said_in(request);
+            close_behind_a_body(session);
             return Err(self.limited(Limit::Requests, Failure::Overloaded));
         }
         let raw_head = || session.as_http1().map(|http1| http1.get_headers_raw_bytes()).unwrap_or_default();
@@ -367,6 +368,7 @@ impl Proxy {
 
     /// `OPTIONS *` asks about the server as a whole (RFC 9110 section 9.3.7): that is this program.
     async fn answer_options(&self, session: &mut Session) -> Result<bool> {
+        close_behind_a_body(session);
         let head = ResponseHeader::build(204, Some(2))?;
         session.as_downstream_mut().write_response_header(Box::new(head)).await?;
         Ok(true)
@@ -427,6 +429,14 @@ fn failure_of(error: &Error) -> Option<Failure> {
         (ErrorSource::Downstream, ReadTimedout) => Some(Failure::RequestTimeout),
         (ErrorSource::Downstream, _) => Some(Failure::RequestBroken),
         (ErrorSource::Internal | ErrorSource::Unset, _) => Some(Failure::Internal),
+    }
+}
+
+/// Where a request is answered before its framing has been judged: nothing behind a body is taken for a request.
+fn close_behind_a_body(session: &mut Session) {
+    let headers = &session.req_header().headers;
+    if headers.contains_key(CONTENT_LENGTH) || headers.contains_key(TRANSFER_ENCODING) {
+        session.set_keepalive(None);
     }
 }
 
