@@ -151,7 +151,7 @@ impl Assembly {
     /// When something can't be bound or resolved; once it serves, it does not return.
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let config = &self.settings.config;
-        open_files::allow_for(config.limits.connections);
+        open_files::allow_for(&config.limits);
         check_bindable(&config.listen.proxy, "listen.proxy")?;
         let listening = Arc::new(AtomicBool::new(false));
         self.serve_ops(&listening)?;

@@ -2,11 +2,14 @@
 //! become WebSockets.
 
 use std::any::Any;
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
@@ -66,35 +69,62 @@ impl Connections {
     }
 
     /// As pingora serves HTTP/1: one request after the other, until one may not be followed by another, or has made the
-    /// connection a WebSocket.
-    async fn serve_http1(&self, stream: Paced, place: Connection, shutdown: &ShutdownWatch) {
-        let mut session = ServerSession::new_http1(Box::new(stream));
+    /// connection a WebSocket. `small` says whether this runs on a task that has been made for it.
+    async fn serve_http1(
+        self: Arc<Self>,
+        stream: Box<Paced>,
+        place: Connection,
+        mut shutdown: ShutdownWatch,
+        small: bool,
+    ) {
+        let mut session = ServerSession::new_http1(stream);
         // The stream itself knows how long it may be idle: 0 is for ever.
         session.set_keepalive((!*shutdown.borrow()).then_some(0));
-        let mut served = self.proxy.process_new_http(session, shutdown).await;
+        let mut served = self.proxy.process_new_http(session, &shutdown).await;
         while let Some((stream, mut settings)) = served.map(ReusedHttpStream::consume) {
             let context = settings.as_mut().and_then(HttpPersistentSettings::take_user_context);
             if let Some(Ok(handover)) = context.map(<Box<dyn Any + Send + Sync>>::downcast::<Handover>) {
-                // On a task of its own: this one holds the room that a request needs.
-                tokio::spawn(handover.serve(stream, place, shutdown.clone()));
+                tokio::spawn(handover.serve(stream, place, shutdown));
                 return;
             }
             let Some(mut stream) = Paced::given_back(stream) else { return };
             if stream.nothing_is_left() {
-                // Pingora would hold the room of a whole request meanwhile, four times that of the connection itself.
-                let mut ending = shutdown.clone();
-                tokio::select! {
-                    biased;
-                    begun = stream.begins() => if begun.is_err() { return },
-                    _ = ending.wait_for(|ending| *ending) => return,
+                match stream.begins().now_or_never() {
+                    Some(Ok(())) => {}
+                    Some(Err(_)) => return,
+                    // What pingora settles between two requests is settled anew, but all of it is as it is at the beginning.
+                    None if !small => return drop(tokio::spawn(self.wait_and_serve_http1(stream, place, shutdown))),
+                    // Pingora would hold the room of a whole request meanwhile, four times that of the connection itself.
+                    None => tokio::select! {
+                        biased;
+                        begun = stream.begins() => if begun.is_err() { return },
+                        _ = shutdown.wait_for(|ends| *ends) => return,
+                    },
                 }
             }
             let mut session = ServerSession::new_http1(stream);
             if let Some(settings) = settings {
                 settings.apply_to_session(&mut session);
             }
-            served = self.proxy.process_new_http(session, shutdown).await;
+            served = self.proxy.process_new_http(session, &shutdown).await;
         }
+    }
+
+    /// The same once there is something to serve.
+    fn wait_and_serve_http1(
+        self: Arc<Self>,
+        mut stream: Box<Paced>,
+        place: Connection,
+        mut shutdown: ShutdownWatch,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(async move {
+            tokio::select! {
+                biased;
+                begun = stream.begins() => if begun.is_err() { return },
+                _ = shutdown.wait_for(|ends| *ends) => return,
+            }
+            self.serve_http1(stream, place, shutdown, true).await;
+        })
     }
 
     /// Say that there is no room. A flood of connections must take neither memory nor time: most are told without being
@@ -117,28 +147,45 @@ impl Connections {
         self.heard_out.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// Serve one connection to its end.
-    async fn serve(&self, stream: Stream, shutdown: ShutdownWatch) {
-        let limits = self.snapshots.load().limits;
-        let Some(place) = self.load.connect(limits.connections) else {
-            return Box::pin(self.turn_away(stream, &limits)).await;
-        };
-        let mut stream = Paced::new(stream, pace(&limits), Arc::clone(&self.doorman));
-        match stream.speaks_http2().await {
-            Ok(true) => drop(self.proxy.process_new(Box::new(stream), &shutdown).await),
-            Ok(false) => self.serve_http1(stream, place, &shutdown).await,
+    /// Serve a connection on which the first bytes have come.
+    async fn serve(
+        self: Arc<Self>,
+        mut stream: Box<Paced>,
+        http2: io::Result<bool>,
+        place: Connection,
+        shutdown: ShutdownWatch,
+        small: bool,
+    ) {
+        match http2 {
+            Ok(true) => drop(self.proxy.process_new(stream, &shutdown).await),
+            Ok(false) => self.serve_http1(stream, place, shutdown, small).await,
             // It was closed, or nothing came, or too little.
-            Err(_) => Shutdown::shutdown(&mut stream).await,
+            Err(_) => Shutdown::shutdown(&mut *stream).await,
         }
     }
 }
 
+/// Pingora's task for a connection holds the room of a handshake for as long as that is open, 9 KiB. So who has nothing to
+/// say is waited for on a task of its own; requests that are there already are served at once.
 #[async_trait]
 impl ServerApp for Connections {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+        let limits = self.snapshots.load().limits;
+        let Some(place) = self.load.connect(limits.connections) else {
+            Box::pin(self.turn_away(stream, &limits)).await;
+            return None;
+        };
+        let mut stream = Box::new(Paced::new(stream, pace(&limits), Arc::clone(&self.doorman)));
         let (connections, shutdown) = (Arc::clone(self), shutdown.clone());
-        // On a task of its own: pingora's holds the room of a handshake for as long as the connection is open, 9 KiB.
-        tokio::spawn(async move { connections.serve(stream, shutdown).await });
+        match stream.speaks_http2().now_or_never() {
+            Some(http2) => connections.serve(stream, http2, place, shutdown, false).await,
+            None => {
+                tokio::spawn(async move {
+                    let http2 = stream.speaks_http2().await;
+                    connections.serve(stream, http2, place, shutdown, true).await;
+                });
+            }
+        }
         None
     }
 
