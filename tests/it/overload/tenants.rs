@@ -127,9 +127,14 @@ async fn a_flood_of_one_tenant_is_its_own() {
             .rate(200)
             .start(|n| Ask::get("/api/v1/crm/x", tenant(u128::from(n) % 50 + 10), "others"))
     };
-    let load = others();
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    let quiet = load.stop().await;
+    let for_a_while = async |seconds| {
+        let load = others();
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        load.stop().await
+    };
+    // Their first requests, which open connections and ask for licences, are not what a flood is held against.
+    for_a_while(1).await;
+    let quiet = for_a_while(3).await;
 
     let address = site.proxy.address();
     let flood: Vec<_> = (0..FLOOD)
