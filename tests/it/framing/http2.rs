@@ -8,17 +8,9 @@ use tokio::net::TcpStream;
 
 use super::{HOST, Request, World, received, summary, world};
 use crate::harness::client;
-
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const GOAWAY: u8 = 7;
-const CONTINUATION: u8 = 9;
-
-const ACK: u8 = 1;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+use crate::harness::raw_h2::{
+    self, ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, SETTINGS, block,
+};
 
 /// A header's name and value.
 pub(crate) type Field<'a> = (&'a [u8], &'a [u8]);
@@ -45,96 +37,31 @@ struct Connection {
 
 impl Connection {
     async fn open(address: SocketAddr) -> Connection {
-        let mut stream = TcpStream::connect(address).await.expect("the proxy listens");
-        stream.set_nodelay(true).expect("a socket option");
-        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("sent");
-        let mut connection = Connection { stream };
-        assert!(connection.send(SETTINGS, 0, 0, b"").await);
-        connection
+        Connection { stream: raw_h2::connect(address).await }
     }
 
     /// Whether there was still somebody to send it to.
     async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> bool {
-        let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
-        let head = [&length[1..], &[kind, flags], &stream.to_be_bytes()].concat();
-        self.stream.write_all(&[&head, payload].concat()).await.is_ok()
+        self.stream.write_all(&raw_h2::frame(kind, flags, stream, payload)).await.is_ok()
     }
 
     /// What is answered on a stream. Other frames are acknowledged or passed over.
     async fn outcome(&mut self, stream: u32) -> Outcome {
         let outcome = async {
-            loop {
-                let mut head = [0; 9];
-                if self.stream.read_exact(&mut head).await.is_err() {
-                    return Outcome::Closed;
-                }
-                let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-                let (kind, flags) = (head[3], head[4]);
-                let id = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
-                let mut payload = vec![0; usize::try_from(length).expect("short")];
-                if self.stream.read_exact(&mut payload).await.is_err() {
-                    return Outcome::Closed;
-                }
-                match kind {
-                    SETTINGS if flags & ACK == 0 => drop(self.send(SETTINGS, ACK, 0, b"").await),
-                    HEADERS if id == stream => return Outcome::Status(status(&payload)),
-                    RST_STREAM if id == stream => {
-                        return Outcome::Reset(u32::from_be_bytes(payload.try_into().expect("four bytes")));
+            while let Some(frame) = raw_h2::next(&mut self.stream).await {
+                match frame.kind {
+                    SETTINGS if frame.flags & ACK == 0 => drop(self.send(SETTINGS, ACK, 0, b"").await),
+                    HEADERS if frame.stream == stream => return Outcome::Status(raw_h2::status(&frame.payload)),
+                    RST_STREAM if frame.stream == stream => {
+                        return Outcome::Reset(u32::from_be_bytes(frame.payload.try_into().expect("four bytes")));
                     }
-                    GOAWAY => return Outcome::Closed,
+                    GOAWAY => break,
                     _ => {}
                 }
             }
+            Outcome::Closed
         };
         tokio::time::timeout(Duration::from_secs(20), outcome).await.expect("an outcome in twenty seconds")
-    }
-}
-
-/// A header block of literals, neither indexed nor compressed (RFC 7541 section 6.2.2), so that nothing stands in their way.
-fn block(fields: &[Field<'_>]) -> Vec<u8> {
-    let mut block = Vec::new();
-    for (name, value) in fields {
-        block.push(0);
-        for text in [name, value] {
-            if text.len() < 127 {
-                block.push(u8::try_from(text.len()).expect("short"));
-            } else {
-                block.push(127);
-                let mut left = text.len() - 127;
-                while left >= 128 {
-                    block.push(u8::try_from(left % 128 + 128).expect("a byte"));
-                    left /= 128;
-                }
-                block.push(u8::try_from(left).expect("a byte"));
-            }
-            block.extend_from_slice(text);
-        }
-    }
-    block
-}
-
-/// `:status`, the first field of a response: from the static table, or as three digits in Huffman's code or plainly
-/// (RFC 7541 appendices A and B).
-fn status(block: &[u8]) -> u16 {
-    const STATIC: [u16; 7] = [200, 204, 206, 304, 400, 404, 500];
-    match block {
-        [index @ 0x88..=0x8e, ..] => STATIC[usize::from(index - 0x88)],
-        [0x48 | 0x08 | 0x18, length, rest @ ..] if length & 0x80 != 0 => {
-            let bits: Vec<bool> =
-                rest.iter().flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1 == 1)).collect();
-            let number =
-                |from: usize, length| bits[from..from + length].iter().fold(0, |sum, bit| sum * 2 + u16::from(*bit));
-            let (mut at, mut status) = (0, 0);
-            for _ in 0..3 {
-                let short = number(at, 5);
-                let (digit, length) = if short < 3 { (short, 5) } else { (number(at, 6) - 0b1_1001 + 3, 6) };
-                status = status * 10 + digit;
-                at += length;
-            }
-            status
-        }
-        [0x48 | 0x08 | 0x18, 3, digits @ ..] => String::from_utf8_lossy(&digits[..3]).parse().expect("a status"),
-        _ => panic!("no status: {block:x?}"),
     }
 }
 

@@ -13,23 +13,15 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 use super::{CORE, LIMIT, SHORT, Site};
+use crate::harness::raw_h2::{self, CONTINUATION, END_HEADERS, END_STREAM, GOAWAY, HEADERS, block, frame};
 use crate::harness::{Proxy, Reply};
-
-const HEADERS: u8 = 1;
-const GO_AWAY: u8 = 7;
-const CONTINUATION: u8 = 9;
-const END_HEADERS: u8 = 4;
-const END_STREAM: u8 = 1;
 
 /// A connection whose frames the test writes itself.
 struct Frames(TcpStream);
 
 impl Frames {
     async fn open(proxy: &Proxy) -> Frames {
-        let mut frames = Frames(TcpStream::connect(proxy.address()).await.expect("the proxy listens"));
-        frames.0.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("open");
-        frames.send(&frame(4, 0, 0, b"")).await;
-        frames
+        Frames(raw_h2::connect(proxy.address()).await)
     }
 
     async fn send(&mut self, bytes: &[u8]) {
@@ -38,15 +30,8 @@ impl Frames {
 
     /// The next frame's type, flags and payload; none at the end.
     async fn next(&mut self) -> Option<(u8, u8, Vec<u8>)> {
-        let read = async {
-            let mut head = [0; 9];
-            self.0.read_exact(&mut head).await.ok()?;
-            let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
-            let mut payload = vec![0; length];
-            self.0.read_exact(&mut payload).await.ok()?;
-            Some((head[3], head[4], payload))
-        };
-        tokio::time::timeout(LIMIT, read).await.expect("an end within the limit")
+        let next = tokio::time::timeout(LIMIT, raw_h2::next(&mut self.0)).await.expect("an end within the limit");
+        next.map(|frame| (frame.kind, frame.flags, frame.payload))
     }
 
     /// Whether the connection ends; what comes before that is passed over.
@@ -54,22 +39,6 @@ impl Frames {
         while self.next().await.is_some() {}
         true
     }
-}
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = u32::try_from(payload.len()).expect("short").to_be_bytes()[1..].to_vec();
-    bytes.extend([kind, flags]);
-    bytes.extend(stream.to_be_bytes());
-    bytes.extend(payload);
-    bytes
-}
-
-/// A header block of literals that are not indexed (RFC 7541 section 6.2.2).
-fn block(headers: &[(&str, &str)]) -> Vec<u8> {
-    let short = |text: &str| u8::try_from(text.len()).ok().filter(|length| *length < 127).expect("short");
-    let field =
-        |(name, value): &(&str, &str)| [&[0, short(name)], name.as_bytes(), &[short(value)], value.as_bytes()].concat();
-    headers.iter().flat_map(field).collect()
 }
 
 fn request_block(method: &str) -> Vec<u8> {
@@ -306,7 +275,7 @@ async fn no_room_for_a_connection() {
     let mut frames = Frames::open(&site.proxy).await;
     assert_eq!(frames.next().await.map(|(kind, ..)| kind), Some(4));
     let (kind, _, payload) = frames.next().await.expect("GOAWAY");
-    assert_eq!((kind, &payload[..]), (GO_AWAY, &[0, 0, 0, 0, 0, 0, 0, 0xb][..]), "no stream taken up, and calm down");
+    assert_eq!((kind, &payload[..]), (GOAWAY, &[0, 0, 0, 0, 0, 0, 0, 0xb][..]), "no stream taken up, and calm down");
     assert!(frames.ends().await);
     let (mut client, connection) = client(&site.proxy).await;
     let error = match client.send_request(request(CORE), true) {
