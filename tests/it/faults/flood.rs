@@ -110,7 +110,10 @@ async fn unknown_ids_by_the_thousand() {
     println!("  {} MiB before, {} MiB at the most", before >> 20, peak >> 20);
     flood.known_are_decided();
     let unknown = flood.samples.of("unknown").by_status();
-    assert!(unknown.keys().eq(&[402]), "{unknown:?}\n{}", world.proxy.stderr());
+    // Whom a busy machine keeps waiting for longer than a look-up may take is told to come again, and let in by nobody.
+    let told = |status| unknown.get(&status).copied().unwrap_or(0);
+    assert!(unknown.keys().all(|status| [402, 503].contains(status)), "{unknown:?}");
+    assert!(told(503) * 20 <= told(402), "{unknown:?}\n{}", world.proxy.stderr());
     assert!((flood.queries + flood.probes) as f64 <= 50.0 * flood.seconds);
     assert!(flood.most_tracked <= 2_000, "{} keys", flood.most_tracked);
     assert!(peak < before + (100 << 20), "{} MiB", peak >> 20);
