@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
-use licensing::config::{Address, ByteSize, Config, HostPattern, Network, TenantSource, TokenPlace};
+use licensing::config::{Address, Config, HostPattern, Network, TenantSource, TokenPlace};
 use licensing::tenant::{InvalidTenantId, TenantId};
 use licensing::time::Timestamp;
 use pingora::http::RequestHeader;
@@ -186,7 +186,6 @@ impl Intake {
             Some(Role { header, values: allow.values.clone().unwrap_or_default() })
         });
         let limits = &config.limits;
-        let bytes = |size: ByteSize| usize::try_from(size.bytes()).unwrap_or(usize::MAX);
         let bearers = Bearers {
             authorization: tokens.look_at(&TokenPlace::Authorization),
             cookie: tokens.cookies().next().is_some(),
@@ -206,8 +205,8 @@ impl Intake {
             trusted: config.trusted_proxies.clone(),
             on_unix_socket: matches!(config.listen.proxy, Address::Unix(_)),
             max_headers: usize::from(limits.headers),
-            max_header_bytes: bytes(limits.header_bytes),
-            max_target_bytes: bytes(limits.uri_bytes),
+            max_header_bytes: limits.header_bytes.in_memory(),
+            max_target_bytes: limits.uri_bytes.in_memory(),
         }
     }
 

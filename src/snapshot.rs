@@ -111,7 +111,6 @@ impl Limits {
     /// What `config` says.
     pub(crate) fn of(config: &Config) -> Self {
         let limits = &config.limits;
-        let bytes = |size: ByteSize| usize::try_from(size.bytes()).unwrap_or(usize::MAX);
         // Where there is but one tenant, there are no others to leave room for.
         let alone = config.tenant.sources.iter().any(|source| matches!(source, TenantSource::Fixed(_)));
         let share = match limits.requests_in_flight_per_tenant {
@@ -123,8 +122,8 @@ impl Limits {
             requests: limits.requests_in_flight,
             requests_per_tenant: share,
             headers: limits.headers,
-            header_bytes: bytes(limits.header_bytes),
-            uri_bytes: bytes(limits.uri_bytes),
+            header_bytes: limits.header_bytes.in_memory(),
+            uri_bytes: limits.uri_bytes.in_memory(),
             body_bytes: limits.body_bytes.map(ByteSize::bytes),
             header_timeout: limits.header_timeout.get(),
             idle_timeout: limits.idle_timeout.get(),

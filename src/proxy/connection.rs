@@ -5,7 +5,6 @@ use std::any::Any;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,6 +15,7 @@ use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::protocols::{Shutdown, Stream};
 use pingora::proxy::HttpProxy;
 use pingora::server::ShutdownWatch;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::Proxy;
@@ -53,7 +53,8 @@ pub(crate) struct Connections {
     load: Arc<Load>,
     snapshots: Snapshots,
     doorman: Arc<Doorman>,
-    heard_out: AtomicUsize,
+    /// Places among those that are turned away and heard out.
+    heard_out: Semaphore,
 }
 
 impl Connections {
@@ -65,7 +66,13 @@ impl Connections {
         proxy.server_options = Some(options);
         proxy.h2_options = Some(h2_options(limits));
         let snapshots = Arc::clone(&doorman.snapshots);
-        Self { proxy: Arc::new(proxy), load, snapshots, doorman: Arc::new(doorman), heard_out: AtomicUsize::new(0) }
+        Self {
+            proxy: Arc::new(proxy),
+            load,
+            snapshots,
+            doorman: Arc::new(doorman),
+            heard_out: Semaphore::new(HEARD_OUT),
+        }
     }
 
     /// As pingora serves HTTP/1: one request after the other, until one may not be followed by another, or has made the
@@ -95,11 +102,11 @@ impl Connections {
                     // What pingora settles between two requests is settled anew, but all of it is as it is at the beginning.
                     None if !small => return drop(tokio::spawn(self.wait_and_serve_http1(stream, place, shutdown))),
                     // Pingora would hold the room of a whole request meanwhile, four times that of the connection itself.
-                    None => tokio::select! {
-                        biased;
-                        begun = stream.begins() => if begun.is_err() { return },
-                        _ = shutdown.wait_for(|ends| *ends) => return,
-                    },
+                    None => {
+                        if !begins(&mut stream, &mut shutdown).await {
+                            return;
+                        }
+                    }
                 }
             }
             let mut session = ServerSession::new_http1(stream);
@@ -118,21 +125,17 @@ impl Connections {
         mut shutdown: ShutdownWatch,
     ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(async move {
-            tokio::select! {
-                biased;
-                begun = stream.begins() => if begun.is_err() { return },
-                _ = shutdown.wait_for(|ends| *ends) => return,
+            if begins(&mut stream, &mut shutdown).await {
+                self.serve_http1(stream, place, shutdown, true).await;
             }
-            self.serve_http1(stream, place, shutdown, true).await;
         })
     }
 
     /// Say that there is no room. A flood of connections must take neither memory nor time: most are told without being
     /// waited for.
     async fn turn_away(&self, stream: Stream, limits: &Limits) {
-        let waiting = self.heard_out.fetch_add(1, Ordering::AcqRel);
         let mut stream = Paced::new(stream, pace(limits), Arc::clone(&self.doorman));
-        if waiting < HEARD_OUT {
+        if let Ok(_place) = self.heard_out.try_acquire() {
             if let Ok(Ok(true)) = timeout(HEARING, stream.speaks_http2()).await {
                 self.doorman.answer(Refusal::Overloaded, Duration::ZERO);
                 stream.write_at_once(GO_AWAY).await;
@@ -144,7 +147,6 @@ impl Connections {
             let answer = self.doorman.answer(Refusal::Overloaded, Duration::ZERO);
             stream.write_at_once(&answer).await;
         }
-        self.heard_out.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Serve a connection on which the first bytes have come.
@@ -191,6 +193,15 @@ impl ServerApp for Connections {
 
     async fn cleanup(&self) {
         self.proxy.cleanup().await;
+    }
+}
+
+/// Wait for the next request. False: there is none, or the program ends.
+async fn begins(stream: &mut Paced, shutdown: &mut ShutdownWatch) -> bool {
+    tokio::select! {
+        biased;
+        begun = stream.begins() => begun.is_ok(),
+        _ = shutdown.wait_for(|ends| *ends) => false,
     }
 }
 

@@ -129,6 +129,15 @@ async fn tenants_on_one_connection_are_not_mixed_up() {
     let world = World::start().await;
     let (rich, poor) = (world.tenant("enterprise").await, world.tenant("starter").await);
     let who = |n: usize| if n.is_multiple_of(3) { Some(rich) } else { (n % 3 == 1).then_some(poor) };
+    let expected = |n| {
+        if who(n) == Some(rich) {
+            200
+        } else if who(n) == Some(poor) {
+            402
+        } else {
+            401
+        }
+    };
     let request = |connection: usize, n: usize| {
         let identity = who(n).map(|tenant| format!("X-Tenant-ID: {tenant}\r\n")).unwrap_or_default();
         let (method, body) =
@@ -143,14 +152,7 @@ async fn tenants_on_one_connection_are_not_mixed_up() {
     }
     for client in &mut connections {
         for n in 0..60 {
-            let expected = if who(n) == Some(rich) {
-                200
-            } else if who(n) == Some(poor) {
-                402
-            } else {
-                401
-            };
-            assert_eq!(client.response().await.status, expected, "request {n}");
+            assert_eq!(client.response().await.status, expected(n), "request {n}");
         }
     }
     let seen = world.upstream.requests();
@@ -169,14 +171,7 @@ async fn tenants_on_one_connection_are_not_mixed_up() {
         async move { (n, request.send().await.expect("an answer").status().as_u16()) }
     });
     for (n, status) in futures::future::join_all(requests).await {
-        let expected = if who(n) == Some(rich) {
-            200
-        } else if who(n) == Some(poor) {
-            402
-        } else {
-            401
-        };
-        assert_eq!(status, expected, "stream {n}");
+        assert_eq!(status, expected(n), "stream {n}");
     }
     assert!(world.upstream.requests().iter().all(|request| request.headers_named("X-Tenant-ID") == [rich.to_string()]));
     assert_eq!(world.upstream.count(), 20);

@@ -74,6 +74,11 @@ impl ByteSize {
     pub const fn bytes(self) -> u64 {
         self.0
     }
+
+    /// The same as what lies in memory is counted; what no memory could hold is as much as can be counted.
+    pub fn in_memory(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
 }
 
 impl From<Duration> for std::time::Duration {
