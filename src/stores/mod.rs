@@ -18,6 +18,7 @@ mod postgres_url;
 mod redis;
 mod tls;
 mod transactions;
+mod usage;
 
 use std::fmt;
 use std::str::FromStr;

@@ -15,6 +15,7 @@ pub mod license;
 pub mod openapi;
 pub mod path;
 pub mod plans;
+pub mod quota;
 pub mod reason;
 pub mod renewal;
 pub mod routes;
