@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Map;
 
 use crate::license::{Features, License, Validity};
 use crate::plans::{Plan, Plans};
+use crate::quota::Limit;
 use crate::tenant::TenantId;
 use crate::time::Timestamp;
 
@@ -270,7 +271,7 @@ impl Holding {
             license.features_until.retain(|_, end| now < *end);
         }
         for addon in ended {
-            license.limit(&addon.feature, Some(&addon), None, plans);
+            license.adjust_limit(&addon.feature, Some(&addon), None, plans);
         }
     }
 
@@ -312,7 +313,7 @@ impl Holding {
         }
         let limit_delta = limit_delta.or(before.as_ref().and_then(|before| before.limit_delta));
         let addon = Addon { feature: feature.into(), limit_delta, valid_until: until, reason: None };
-        license.limit(feature, before.as_ref(), Some(&addon), plans);
+        license.adjust_limit(feature, before.as_ref(), Some(&addon), plans);
         // What is included for good, by the plan or by plain SQL, stays so.
         if !license.features.contains(feature) || license.features_until.contains_key(feature) {
             license.features = license.features.iter().chain([feature]).collect();
@@ -336,7 +337,7 @@ impl Holding {
         if addon.is_none() && !license.features.contains(feature) {
             return Err(Refused::NotGranted);
         }
-        license.limit(feature, addon.as_ref(), None, plans);
+        license.adjust_limit(feature, addon.as_ref(), None, plans);
         license.features = license.features.iter().filter(|included| *included != feature).collect();
         license.features_until.remove(feature);
         Ok(())
@@ -346,7 +347,7 @@ impl Holding {
 impl License {
     /// Work a change of the add-on of `feature` into its limit. Where neither add-on has to do with the limit, it is not
     /// touched: plain SQL may have set it.
-    fn limit(&mut self, feature: &str, before: Option<&Addon>, after: Option<&Addon>, plans: &Plans) {
+    fn adjust_limit(&mut self, feature: &str, before: Option<&Addon>, after: Option<&Addon>, plans: &Plans) {
         let delta = |addon: Option<&Addon>| addon.and_then(|addon| addon.limit_delta);
         if delta(before).is_none() && delta(after).is_none() {
             return;
@@ -354,13 +355,13 @@ impl License {
         let base = match plans.get(&self.plan) {
             Some(plan) => base_limit(plan, feature),
             // What it was without the add-on, since nobody knows any more what the plan said.
-            None => match self.usage_limits.get(feature).and_then(Value::as_u64) {
-                Some(limit) => {
+            None => match self.limit(feature) {
+                Ok(Limit::AtMost(limit)) => {
                     let before = delta(before).unwrap_or_default();
                     Base::Limit(limit.saturating_add_signed(before.saturating_neg()))
                 }
-                None if self.features.contains(feature) => Base::Unlimited,
-                None => Base::NotIncluded,
+                _ if self.features.contains(feature) => Base::Unlimited,
+                _ => Base::NotIncluded,
             },
         };
         self.set_limit(feature, base, after);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use crate::quota::{Limit, UnreadableLimit};
 use crate::tenant::TenantId;
 use crate::time::Timestamp;
 
@@ -28,7 +29,7 @@ pub struct License {
     /// Features that end before the licence does, and when; the instant itself is outside. What is not in `features` is not
     /// included, whatever this says.
     pub features_until: BTreeMap<Box<str>, Timestamp>,
-    /// Limits by feature, as the row has them: absent, null or -1 is unlimited.
+    /// Limits by feature, as the row has them: see [`License::limit`].
     pub usage_limits: Map<String, Value>,
     /// From when it holds.
     pub valid_from: Timestamp,
@@ -144,6 +145,14 @@ impl License {
     /// The features that it includes at `now`, in alphabetical order.
     pub fn features_at(&self, now: Timestamp) -> impl Iterator<Item = &str> {
         self.features.iter().filter(move |feature| self.features_until.get(*feature).is_none_or(|end| now < *end))
+    }
+
+    /// How much of `feature` it allows in one period.
+    ///
+    /// # Errors
+    /// When what the row says of it is neither a limit nor the absence of one.
+    pub fn limit(&self, feature: &str) -> Result<Limit, UnreadableLimit> {
+        Limit::of(self.usage_limits.get(feature))
     }
 
     /// The next moment after `now` at which something about it changes by the clock alone: it begins, a feature ends, it

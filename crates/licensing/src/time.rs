@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A point in time: microseconds since 1970-01-01T00:00:00Z, or one of the two infinities that a Postgres `TIMESTAMP`
@@ -18,6 +20,9 @@ pub struct TimestampError {
     text: String,
     reason: String,
 }
+
+/// The first day of the calendar, which has no year 0.
+pub const FIRST_DAY: Date = Date::constant(1, 1, 1);
 
 impl Timestamp {
     /// Later than every other time.
@@ -58,6 +63,27 @@ impl Timestamp {
         Self(self.0.saturating_sub(i64::try_from(span.as_micros()).unwrap_or(i64::MAX)))
     }
 
+    /// The day in UTC on which this time lies: of the years 1 to 9999, whose first and last day stand for all beyond, the
+    /// infinities included. Postgres, RFC 3339 and the calendar used here agree on these years.
+    pub fn day(self) -> Date {
+        match jiff::Timestamp::from_microsecond(self.0) {
+            Ok(time) => TimeZone::UTC.to_datetime(time).date().max(FIRST_DAY),
+            Err(_) if self.0 > 0 => Date::MAX,
+            Err(_) => FIRST_DAY,
+        }
+    }
+
+    /// The beginning of `day` in UTC.
+    pub fn midnight(day: Date) -> Self {
+        Self(day.duration_since(Date::constant(1970, 1, 1)).as_secs().saturating_mul(1_000_000))
+    }
+
+    /// How many seconds it is until this time from `now`, of which a part counts as a whole one; zero where it has come.
+    pub fn seconds_from(self, now: Self) -> u64 {
+        let micros = self.0.saturating_sub(now.0).max(0);
+        micros.unsigned_abs().div_ceil(1_000_000)
+    }
+
     /// Read RFC 3339 (`2026-01-31T00:00:00Z`, any offset), a plain date (its midnight in UTC) or an infinity.
     ///
     /// # Errors
@@ -71,8 +97,8 @@ impl Timestamp {
         if let Ok(time) = text.parse::<jiff::Timestamp>() {
             return Ok(Self(time.as_microsecond()));
         }
-        jiff::civil::Date::strptime("%Y-%m-%d", text)
-            .and_then(|date| date.to_zoned(jiff::tz::TimeZone::UTC))
+        Date::strptime("%Y-%m-%d", text)
+            .and_then(|date| date.to_zoned(TimeZone::UTC))
             .map(|midnight| Self(midnight.timestamp().as_microsecond()))
             .map_err(|error| TimestampError { text: text.to_owned(), reason: error.to_string() })
     }
@@ -147,5 +173,47 @@ mod tests {
         assert_eq!(Timestamp::INFINITY.minus(day), Timestamp::INFINITY);
         assert_eq!(Timestamp::from_micros(i64::MIN + 1).minus(day), Timestamp::NEG_INFINITY);
         assert_eq!(Timestamp::from_micros(0).minus(day).as_micros(), -86_400_000_000);
+    }
+
+    #[test]
+    fn days_begin_at_midnight_in_utc_and_have_two_ends() {
+        for (text, day) in [
+            ("1970-01-01T00:00:00Z", (1970, 1, 1)),
+            ("1969-12-31T23:59:59.999999Z", (1969, 12, 31)),
+            ("2026-11-30T23:59:59.999999Z", (2026, 11, 30)),
+            ("2026-12-01T00:00:00+01:00", (2026, 11, 30)),
+            ("2028-02-29T12:00:00Z", (2028, 2, 29)),
+            ("0001-01-01", (1, 1, 1)),
+            ("0000-12-31", (1, 1, 1)),
+            ("-infinity", (1, 1, 1)),
+            ("infinity", (9999, 12, 31)),
+        ] {
+            let time = Timestamp::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+            let (year, month, day) = day;
+            assert_eq!(time.day(), Date::constant(year, month, day), "{text}");
+        }
+        for day in [FIRST_DAY, Date::constant(1969, 12, 31), Date::constant(2028, 2, 29), Date::constant(9999, 12, 30)]
+        {
+            let midnight = Timestamp::midnight(day);
+            assert_eq!(midnight.day(), day);
+            assert!(day == FIRST_DAY || Timestamp::from_micros(midnight.as_micros() - 1).day() < day, "{day}");
+        }
+        assert_eq!(Timestamp::midnight(Date::constant(2026, 1, 31)).to_string(), "2026-01-31T00:00:00Z");
+    }
+
+    #[test]
+    fn a_part_of_a_second_is_waited_for_as_a_whole_one() {
+        let at = Timestamp::from_micros;
+        for (until, now, seconds) in [
+            (at(2_000_000), at(0), 2),
+            (at(2_000_000), at(1), 2),
+            (at(2_000_001), at(0), 3),
+            (at(0), at(0), 0),
+            (at(0), at(5), 0),
+            (Timestamp::INFINITY, Timestamp::NEG_INFINITY, 9_223_372_036_855),
+            (Timestamp::NEG_INFINITY, Timestamp::INFINITY, 0),
+        ] {
+            assert_eq!(until.seconds_from(now), seconds, "{until} from {now}");
+        }
     }
 }
