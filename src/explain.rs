@@ -158,7 +158,8 @@ struct Case<'a> {
 impl Case<'_> {
     fn explain(&self, config_hash: String, off: bool) -> Explanation {
         let Self { policy, asked, ruling, .. } = self;
-        let answer = ruling.denial().map(|denial| policy.answers.denial(&denial, &policy.plans, "", Format::Json));
+        let answer =
+            ruling.denial().map(|denial| policy.answers.denial(&denial, &policy.plans, self.now, "", Format::Json));
         let body = answer.as_ref().and_then(|answer| serde_json::from_slice::<Value>(&answer.body).ok());
         let said = body.as_ref().and_then(|body| body["message"].as_str().map(str::to_owned));
         let denied = ruling.outcome == Outcome::Denied;

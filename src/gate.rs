@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use licensing::answer::Answers;
 use licensing::config::OnFailure;
-use licensing::decide::{Decision, Denial, Need, Standing, decide};
+use licensing::decide::{Allowance, Decision, Denial, Need, Standing, decide};
 use licensing::enforcement::{Enforcement, Mode};
 use licensing::plans::Plans;
 use licensing::reason::Reason;
@@ -294,6 +294,7 @@ impl Ruling {
             feature: self.feature.as_deref(),
             license: self.entry.as_deref().map(|entry| &entry.license),
             token: self.token,
+            usage: None,
         })
     }
 }
@@ -350,7 +351,7 @@ impl<'p> Case<'p> {
             (Identity::Tenant(_), None, None) => Standing::Unlicensed,
         };
         let decided_at = wall_clock();
-        let decision = decide(need, standing, self.mode, self.policy.grace, decided_at);
+        let decision = decide(need, standing, Allowance::Within, self.mode, self.policy.grace, decided_at);
         let failed_open = matches!((&decision, failed), (Decision::Allow { .. }, Some(true)));
         let (outcome, denial, grace_until) = match decision {
             Decision::Allow { grace_until } if failed_open => (Outcome::FailedOpen, None, grace_until),

@@ -139,7 +139,7 @@ pub(crate) fn refuse(call: &Call<'_>, reason: Reason) -> Reply {
         Identity::BadToken(fault) => Some(fault),
         _ => None,
     };
-    let denial = Denial { reason, feature: None, license: None, token };
-    let answer = answers.denial(&denial, plans, call.request_id, call.format);
+    let denial = Denial { reason, feature: None, license: None, token, usage: None };
+    let answer = answers.denial(&denial, plans, wall_clock(), call.request_id, call.format);
     Reply { answer, basis: Basis { reason: Some(reason), ..Basis::default() } }
 }

@@ -65,7 +65,7 @@ impl Doorman {
                 reason = Some(Reason::RequestMalformed);
                 let ruling = self.gate.refuse_framing(policy, Instant::now());
                 match ruling.denial() {
-                    Some(denial) => policy.answers.denial(&denial, &policy.plans, id, Format::Json),
+                    Some(denial) => policy.answers.denial(&denial, &policy.plans, ruling.decided_at, id, Format::Json),
                     None => policy.answers.failure(Failure::RequestBroken, id, Format::Json),
                 }
             }

@@ -338,9 +338,11 @@ impl Proxy {
 
     async fn deny(&self, session: &mut Session, context: &mut Context, ruling: Ruling) -> Result<bool> {
         let Snapshot { policy, cors, drain, .. } = &*context.snapshot;
-        if let Some(denial) = context.ruling.insert(ruling).denial() {
+        let ruling = context.ruling.insert(ruling);
+        if let Some(denial) = ruling.denial() {
             let id = context.request_id.to_str().unwrap_or_default();
-            let answer = policy.answers.denial(&denial, &policy.plans, id, respond::format_for(session));
+            let format = respond::format_for(session);
+            let answer = policy.answers.denial(&denial, &policy.plans, ruling.decided_at, id, format);
             respond::respond(session, answer, cors, *drain).await?;
         }
         Ok(true)

@@ -6,8 +6,10 @@ use serde::Serialize;
 use crate::amend::Refused;
 use crate::decide::Denial;
 use crate::plans::Plans;
+use crate::quota::{Exhausted, Quota, rate_limit, rate_limit_policy};
 use crate::reason::Reason;
 use crate::tenant::TokenFault;
+use crate::time::Timestamp;
 
 /// The name under which this program answers in `Proxy-Status` (RFC 9209).
 pub const PROXY_NAME: &str = "dotmac-license-proxy";
@@ -336,17 +338,21 @@ impl Answers {
         overridden.map_or(reason.meaning().status, |(_, status)| *status)
     }
 
-    /// Say no.
-    pub fn denial(&self, denial: &Denial<'_>, plans: &Plans, request_id: &str, format: Format) -> Answer {
+    /// Say no, at `now`.
+    pub fn denial(
+        &self,
+        denial: &Denial<'_>,
+        plans: &Plans,
+        now: Timestamp,
+        request_id: &str,
+        format: Format,
+    ) -> Answer {
         let reason = denial.reason;
         let meaning = reason.meaning();
         let status = self.status(reason);
         let about_licence = reason.is_about_licence();
         let feature = denial.feature;
-        let available_in: Vec<&str> = match feature {
-            Some(feature) if about_licence => plans.including(feature).collect(),
-            _ => Vec::new(),
-        };
+        let available_in = if about_licence { available_in(denial, plans) } else { Vec::new() };
         let members = Members {
             error: meaning.title,
             feature,
@@ -356,6 +362,7 @@ impl Answers {
             plan: denial.license.map(|license| &*license.plan),
             required_plan: available_in.first().copied(),
             available_in,
+            usage: denial.usage.as_ref().map(UsageMembers::of),
             request_id,
         };
         let error = if reason == Reason::StoreUnavailable { "proxy_internal_error" } else { "http_request_denied" };
@@ -364,6 +371,9 @@ impl Answers {
             Reason::TenantMissing => headers.push(("WWW-Authenticate", challenge(denial.token))),
             Reason::StoreUnavailable => headers.push(("Retry-After", RETRY_AFTER_SECONDS.to_owned())),
             _ => {}
+        }
+        if let (Some(exhausted), Some(feature)) = (&denial.usage, feature) {
+            headers.extend(limit_headers(exhausted, feature, now));
         }
         render(status, headers, &members, meaning.grpc, format)
     }
@@ -380,6 +390,7 @@ impl Answers {
             plan: None,
             required_plan: None,
             available_in: Vec::new(),
+            usage: None,
             request_id,
         };
         let mut headers = common_headers(error, reason, request_id);
@@ -407,6 +418,7 @@ impl Answers {
             plan: None,
             required_plan: None,
             available_in: Vec::new(),
+            usage: None,
             request_id,
         };
         let headers = common_headers("http_request_denied", refused.name(), request_id);
@@ -432,7 +444,24 @@ struct Members<'a> {
     plan: Option<&'a str>,
     required_plan: Option<&'a str>,
     available_in: Vec<&'a str>,
+    /// Where a limit is the reason; left out elsewhere.
+    #[serde(flatten)]
+    usage: Option<UsageMembers>,
     request_id: &'a str,
+}
+
+/// What there is to say of a limit that is used up.
+#[derive(Serialize)]
+struct UsageMembers {
+    limit: u64,
+    used: u64,
+    resets_at: Option<Timestamp>,
+}
+
+impl UsageMembers {
+    fn of(exhausted: &Exhausted) -> Self {
+        Self { limit: exhausted.limit, used: exhausted.used, resets_at: exhausted.resets_at() }
+    }
 }
 
 /// RFC 9457's members before our own.
@@ -486,6 +515,30 @@ fn common_headers(error: &str, details: &str, request_id: &str) -> Vec<(&'static
     ]
 }
 
+/// The plans that would have let the request through. Of those with a higher limit, the tenant's own is none: what it would
+/// be sold today is not what it has.
+fn available_in<'a>(denial: &Denial<'a>, plans: &'a Plans) -> Vec<&'a str> {
+    match (denial.feature, &denial.usage) {
+        (Some(feature), Some(exhausted)) => {
+            let own = denial.license.map(|license| &*license.plan);
+            plans.allowing_more(feature, exhausted.limit).filter(|plan| Some(*plan) != own).collect()
+        }
+        (Some(feature), None) => plans.including(feature).collect(),
+        (None, _) => Vec::new(),
+    }
+}
+
+/// How a limit that is used up stands, and when to come back (RFC 9110 section 10.2.3), where there is a point in it.
+fn limit_headers(exhausted: &Exhausted, feature: &str, now: Timestamp) -> Vec<(&'static str, String)> {
+    let Exhausted { limit, period, .. } = *exhausted;
+    let quota = [Quota { feature, limit, remaining: 0, period }];
+    let mut headers = vec![("RateLimit-Policy", rate_limit_policy(&quota)), ("RateLimit", rate_limit(&quota, now))];
+    if let Some(reset) = exhausted.resets_at() {
+        headers.push(("Retry-After", reset.seconds_from(now).max(1).to_string()));
+    }
+    headers
+}
+
 /// RFC 9110 section 11.6.1: a 401 names a scheme. RFC 6750 section 3.1: a client whose token is no good hears that, so that it
 /// gets itself a new one.
 fn challenge(token: Option<TokenFault>) -> String {
@@ -516,7 +569,7 @@ fn message(denial: &Denial<'_>, available_in: &[&str]) -> String {
         (Reason::LicenseExpired, None) => format!("The licence has ended; {feature} needs a valid one."),
         (Reason::LicenseNotYetValid, Some(license)) => format!("The licence begins on {}.", license.valid_from),
         (Reason::LicenseNotYetValid, None) => "The licence has not begun.".to_owned(),
-        (Reason::UsageLimitExceeded, _) => format!("The licence's limit for {feature} is used up."),
+        (Reason::UsageLimitExceeded, _) => used_up(feature, denial.usage.as_ref(), available_in),
         (Reason::TenantMissing, _) => match denial.token {
             Some(fault) => fault.to_string(),
             None => "The request names no tenant.".to_owned(),
@@ -526,6 +579,24 @@ fn message(denial: &Denial<'_>, available_in: &[&str]) -> String {
         (Reason::RequestAmbiguous, _) => "The request's path can be read in more than one way.".to_owned(),
         (Reason::StoreUnavailable, _) => "The licence can't be checked at the moment.".to_owned(),
         (Reason::RouteDenied, _) => "This path is not served.".to_owned(),
+    }
+}
+
+/// That a limit is used up, when there will be more, and where there is more at once.
+fn used_up(feature: &str, exhausted: Option<&Exhausted>, available_in: &[&str]) -> String {
+    let offer = match available_in {
+        [] => String::new(),
+        plans => format!(" There is more in {}.", plans.join(", ")),
+    };
+    let Some(exhausted) = exhausted else { return format!("The licence's limit for {feature} is used up.{offer}") };
+    let limit = exhausted.limit;
+    match exhausted.resets_at() {
+        Some(reset) => format!(
+            "The licence's limit of {limit} for {feature} is used up; counting begins anew on {}.{offer}",
+            reset.day()
+        ),
+        None if limit == 0 => format!("The licence's limit for {feature} is 0.{offer}"),
+        None => format!("The licence's limit of {limit} for {feature} is used up.{offer}"),
     }
 }
 

@@ -1,9 +1,11 @@
-//! The decision: a pure function of what was asked, by whom, on which licence, in which mode, at what time.
+//! The decision: a pure function of what was asked, by whom, on which licence, how much of that is used, in which mode, at
+//! what time.
 
 use std::time::Duration;
 
 use crate::enforcement::Mode;
 use crate::license::{License, Validity};
+use crate::quota::Exhausted;
 use crate::reason::Reason;
 use crate::tenant::TokenFault;
 use crate::time::Timestamp;
@@ -45,6 +47,28 @@ pub enum Standing<'a> {
     BadToken(TokenFault),
 }
 
+/// Whether the limits of a licence leave room for one request more. Only hard limits of metered features matter: beyond a
+/// soft one a request is within, and counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allowance<'a> {
+    /// They do, or there are none.
+    Within,
+    /// One of them is used up.
+    Exhausted {
+        /// Of which feature.
+        feature: &'a str,
+        /// The limit.
+        exhausted: Exhausted,
+    },
+    /// There is a limit, and no store can tell how much of it is left; `allow` is what `on_failure` makes of it.
+    Unknown {
+        /// Of which feature.
+        feature: &'a str,
+        /// Whether the request is let through.
+        allow: bool,
+    },
+}
+
 /// What became of a request, and why.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Decision<'a> {
@@ -70,19 +94,29 @@ pub struct Denial<'a> {
     pub license: Option<&'a License>,
     /// What is wrong with the token that should have named the tenant, where that is the reason.
     pub token: Option<TokenFault>,
+    /// The limit that is used up, where that is the reason.
+    pub usage: Option<Exhausted>,
 }
 
 /// Decide. `grace` is how long past its end an `auto_renew` licence is served.
 ///
 /// Refusals come in the order in which a client can act on them: first the path, then the tenant, then the licence as a
-/// whole, then the feature. `Mode::Off` looks at no licence, but what is wrong with path or tenant is still reported, as
-/// a shadow denial, so that a roll-out starts with clean logs.
-pub fn decide<'a>(need: Need<'a>, standing: Standing<'a>, mode: Mode, grace: Duration, now: Timestamp) -> Decision<'a> {
+/// whole, then the feature, and last how much of it is used: who has not got a feature is not told of its limit. So
+/// `allowance` has to be known only of what passes with [`Allowance::Within`]. `Mode::Off` looks at no licence and no limit,
+/// but what is wrong with path or tenant is still reported, as a shadow denial, so that a roll-out starts with clean logs.
+pub fn decide<'a>(
+    need: Need<'a>,
+    standing: Standing<'a>,
+    allowance: Allowance<'a>,
+    mode: Mode,
+    grace: Duration,
+    now: Timestamp,
+) -> Decision<'a> {
     let outcome = match need {
         Need::Nothing => Ok(None),
         Need::Denied => Err(Denial::without_license(Reason::RouteDenied)),
         Need::Refused(reason) => Err(Denial::without_license(reason)),
-        Need::Features(features) => licensed(features, standing, mode, grace, now),
+        Need::Features(features) => licensed(features, standing, allowance, mode, grace, now),
     };
     match outcome {
         Ok(grace_until) => Decision::Allow { grace_until },
@@ -94,7 +128,7 @@ pub fn decide<'a>(need: Need<'a>, standing: Standing<'a>, mode: Mode, grace: Dur
 impl Denial<'_> {
     /// For what has nothing to do with a licence.
     const fn without_license(reason: Reason) -> Self {
-        Self { reason, feature: None, license: None, token: None }
+        Self { reason, feature: None, license: None, token: None, usage: None }
     }
 }
 
@@ -102,6 +136,7 @@ impl Denial<'_> {
 fn licensed<'a>(
     features: &'a [&'a str],
     standing: Standing<'a>,
+    allowance: Allowance<'a>,
     mode: Mode,
     grace: Duration,
     now: Timestamp,
@@ -127,9 +162,18 @@ fn licensed<'a>(
         Validity::NotYet => return Err(denial(Reason::LicenseNotYetValid, first, Some(license))),
         Validity::Expired => return Err(denial(Reason::LicenseExpired, first, Some(license))),
     };
-    match features.iter().find(|feature| !license.includes(feature, now)) {
-        Some(feature) => Err(denial(Reason::FeatureNotInPlan, Some(feature), Some(license))),
-        None => Ok(grace_until),
+    if let Some(feature) = features.iter().find(|feature| !license.includes(feature, now)) {
+        return Err(denial(Reason::FeatureNotInPlan, Some(feature), Some(license)));
+    }
+    match allowance {
+        Allowance::Within | Allowance::Unknown { allow: true, .. } => Ok(grace_until),
+        Allowance::Exhausted { feature, exhausted } => {
+            let denial = denial(Reason::UsageLimitExceeded, Some(feature), Some(license));
+            Err(Denial { usage: Some(exhausted), ..denial })
+        }
+        Allowance::Unknown { feature, allow: false } => {
+            Err(denial(Reason::StoreUnavailable, Some(feature), Some(license)))
+        }
     }
 }
 

@@ -57,6 +57,12 @@ impl Plans {
         self.plans.iter().filter(move |plan| plan.includes(feature)).map(|plan| &*plan.name)
     }
 
+    /// The names of the plans that include `feature` and allow more of it than `limit`, cheapest first.
+    pub fn allowing_more<'a>(&'a self, feature: &'a str, limit: u64) -> impl Iterator<Item = &'a str> {
+        let more = move |plan: &&Plan| plan.limits.get(feature).is_none_or(|of_plan| *of_plan > limit);
+        self.plans.iter().filter(move |plan| plan.includes(feature)).filter(more).map(|plan| &*plan.name)
+    }
+
     /// The plan of this name, if it is still sold.
     pub fn get(&self, name: &str) -> Option<&Plan> {
         self.plans.iter().find(|plan| &*plan.name == name)
@@ -65,5 +71,32 @@ impl Plans {
     /// All of them, cheapest first.
     pub fn iter(&self) -> impl Iterator<Item = &Plan> {
         self.plans.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_of_a_feature_is_a_higher_limit_or_none() {
+        let plan = |name: &str, features: &[&str], limits: &[(&str, u64)]| Plan {
+            name: name.into(),
+            features: features.iter().map(|feature| (*feature).into()).collect(),
+            limits: limits.iter().map(|(feature, limit)| ((*feature).into(), *limit)).collect(),
+        };
+        let plans = Plans::new(vec![
+            plan("trial", &["crm"], &[("tickets", 1000)]),
+            plan("starter", &["tickets"], &[("tickets", 100), ("crm", 1)]),
+            plan("professional", &["crm", "tickets"], &[("tickets", 500), ("crm", 0)]),
+            plan("enterprise", &["crm", "tickets"], &[]),
+        ]);
+        let more = |feature, limit| plans.allowing_more(feature, limit).collect::<Vec<_>>().join(" ");
+        assert_eq!(more("tickets", 99), "starter professional enterprise");
+        assert_eq!(more("tickets", 100), "professional enterprise");
+        assert_eq!(more("tickets", 500), "enterprise");
+        assert_eq!(more("tickets", u64::MAX), "enterprise", "no limit is more than any");
+        assert_eq!(more("crm", 0), "trial enterprise");
+        assert_eq!(more("sms", 0), "");
     }
 }

@@ -11,7 +11,8 @@ use serde_json::{Map, Value};
 use crate::license::{License, Validity};
 use crate::time::Timestamp;
 
-/// How often each feature was used since the first of the month, UTC.
+/// How often each feature was used in the current period of its window; where nothing meters it, since the first of the
+/// month, UTC.
 pub type Usage = BTreeMap<Box<str>, i64>;
 
 /// The licence at one moment.

@@ -1,20 +1,25 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::config::Window;
 use crate::license::{License, LicenseRow};
 use crate::plans::Plan;
+use crate::quota::Period;
 use crate::tenant::TenantId;
 
+/// 2026-11-23T08:00:00Z.
+const NOW: Timestamp = Timestamp::from_micros(1_795_420_800_000_000);
+
 fn plans() -> Plans {
-    let plan = |name: &str, features: &[&str]| Plan {
+    let plan = |name: &str, features: &[&str], limits: &[(&str, u64)]| Plan {
         name: name.into(),
         features: features.iter().map(|f| (*f).into()).collect(),
-        limits: std::collections::BTreeMap::new(),
+        limits: limits.iter().map(|(feature, limit)| ((*feature).into(), *limit)).collect(),
     };
     Plans::new(vec![
-        plan("starter", &["tickets"]),
-        plan("professional", &["crm", "tickets"]),
-        plan("enterprise", &["crm", "tickets", "fieldops"]),
+        plan("starter", &["tickets"], &[("tickets", 100)]),
+        plan("professional", &["crm", "tickets"], &[("tickets", 500)]),
+        plan("enterprise", &["crm", "tickets", "fieldops"], &[]),
     ])
 }
 
@@ -37,7 +42,22 @@ fn answers() -> Answers {
 fn say(reason: Reason, feature: Option<&str>, format: Format) -> Answer {
     let license = starter();
     let license = matches!(reason, Reason::FeatureNotInPlan | Reason::LicenseExpired).then_some(&license);
-    answers().denial(&Denial { reason, feature, license, token: None }, &plans(), "req-1", format)
+    let denial = Denial { reason, feature, license, token: None, usage: None };
+    answers().denial(&denial, &plans(), NOW, "req-1", format)
+}
+
+/// That `used` of `limit` tickets are used in the current period of `window`.
+fn say_used_up(answers: &Answers, limit: u64, used: u64, window: Window, format: Format) -> Answer {
+    let period = Period::of(window, None, NOW).expect("a period");
+    let license = starter();
+    let denial = Denial {
+        reason: Reason::UsageLimitExceeded,
+        feature: Some("tickets"),
+        license: Some(&license),
+        token: None,
+        usage: Some(Exhausted { limit, used, period }),
+    };
+    answers.denial(&denial, &plans(), NOW, "req-1", format)
 }
 
 fn header<'a>(answer: &'a Answer, name: &str) -> Option<&'a str> {
@@ -156,8 +176,8 @@ fn formats_are_negotiated() {
 fn statuses_can_be_overridden_and_urls_are_encoded() {
     let answers = Answers::new("/up?f={feature}".into(), [(Reason::UsageLimitExceeded, 429)]);
     let feature = Some("field ops&x=1_a-b.c");
-    let denial = Denial { reason: Reason::UsageLimitExceeded, feature, license: None, token: None };
-    let answer = answers.denial(&denial, &plans(), "r", Format::Json);
+    let denial = Denial { reason: Reason::UsageLimitExceeded, feature, license: None, token: None, usage: None };
+    let answer = answers.denial(&denial, &plans(), NOW, "r", Format::Json);
     assert_eq!(answer.status, 429);
     let body: Value = serde_json::from_slice(&answer.body).expect("JSON");
     assert_eq!(body["upgrade_url"], "/up?f=field%20ops%26x%3D1_a-b.c");
@@ -191,8 +211,8 @@ fn failures_name_themselves() {
 #[test]
 fn a_client_with_a_bad_token_is_told_so() {
     let say = |token| {
-        let denial = Denial { reason: Reason::TenantMissing, feature: Some("crm"), license: None, token };
-        let answer = answers().denial(&denial, &plans(), "req-1", Format::Json);
+        let denial = Denial { reason: Reason::TenantMissing, feature: Some("crm"), license: None, token, usage: None };
+        let answer = answers().denial(&denial, &plans(), NOW, "req-1", Format::Json);
         let body: Value = serde_json::from_slice(&answer.body).expect("JSON");
         (answer.status, header(&answer, "WWW-Authenticate").map(str::to_owned), body["message"].clone())
     };
@@ -239,4 +259,81 @@ fn without_a_licence_and_a_feature_in_question() {
         (&body["message"], &body["upgrade_url"], &body["feature"]),
         (&json!("There is no licence for this tenant."), &Value::Null, &Value::Null)
     );
+}
+
+#[test]
+fn a_limit_that_is_used_up_in_full() {
+    let answer = say_used_up(&answers(), 100, 103, Window::Month, Format::Json);
+    assert_eq!(answer.status, 402);
+    assert_eq!(
+        String::from_utf8(answer.body.clone()).expect("UTF-8"),
+        r#"{"error":"Feature not available","feature":"tickets","upgrade_url":"/billing/upgrade?feature=tickets","reason":"usage_limit_exceeded","message":"The licence's limit of 100 for tickets is used up; counting begins anew on 2026-12-01. There is more in professional, enterprise.","plan":"starter","required_plan":"professional","available_in":["professional","enterprise"],"limit":100,"used":103,"resets_at":"2026-12-01T00:00:00Z","request_id":"req-1"}"#
+    );
+    // Seven days and sixteen hours.
+    assert_eq!(header(&answer, "Retry-After"), Some("662400"));
+    assert_eq!(header(&answer, "RateLimit-Policy"), Some(r#""tickets";q=100;w=2592000"#));
+    assert_eq!(header(&answer, "RateLimit"), Some(r#""tickets";r=0;t=662400"#));
+}
+
+#[test]
+fn what_waiting_does_not_bring_back_is_not_waited_for() {
+    for (limit, window, message, required) in [
+        (
+            100,
+            Window::Lifetime,
+            "The licence's limit of 100 for tickets is used up. There is more in professional, enterprise.",
+            json!("professional"),
+        ),
+        (
+            500,
+            Window::Lifetime,
+            "The licence's limit of 500 for tickets is used up. There is more in enterprise.",
+            json!("enterprise"),
+        ),
+        (
+            0,
+            Window::Month,
+            "The licence's limit for tickets is 0. There is more in professional, enterprise.",
+            json!("professional"),
+        ),
+    ] {
+        let answer = say_used_up(&answers(), limit, limit, window, Format::Json);
+        let body: Value = serde_json::from_slice(&answer.body).expect("JSON");
+        assert_eq!((&body["message"], &body["required_plan"]), (&json!(message), &required));
+        assert_eq!((&body["limit"], &body["used"], &body["resets_at"]), (&json!(limit), &json!(limit), &Value::Null));
+        assert!(body.as_object().is_some_and(|members| members.contains_key("resets_at")));
+        assert_eq!(header(&answer, "Retry-After"), None, "{message}");
+        assert!(header(&answer, "RateLimit").is_some_and(|value| value.starts_with(r#""tickets";r=0"#)));
+    }
+}
+
+#[test]
+fn a_used_up_limit_in_other_formats_and_with_another_status() {
+    let json: Value =
+        serde_json::from_slice(&say_used_up(&answers(), 100, 100, Window::Day, Format::Json).body).expect("JSON");
+    let problem = say_used_up(&answers(), 100, 100, Window::Day, Format::Problem);
+    let body: Value = serde_json::from_slice(&problem.body).expect("JSON");
+    for (member, value) in json.as_object().expect("an object") {
+        assert_eq!(&body[member], value, "{member}");
+    }
+    assert_eq!(
+        (&body["type"], &body["status"]),
+        (&json!("urn:dotmac-license-proxy:usage_limit_exceeded"), &json!(402))
+    );
+
+    let grpc = say_used_up(&answers(), 100, 100, Window::Day, Format::Grpc);
+    // RESOURCE_EXHAUSTED.
+    assert_eq!((grpc.status, header(&grpc, "grpc-status")), (200, Some("8")));
+    assert!(
+        header(&grpc, "grpc-message").is_some_and(|message| message.contains("counting begins anew on 2026-11-24"))
+    );
+
+    let other = Answers::new(String::new(), [(Reason::UsageLimitExceeded, 429)]);
+    let answer = say_used_up(&other, 100, 100, Window::Day, Format::Problem);
+    let body: Value = serde_json::from_slice(&answer.body).expect("JSON");
+    assert_eq!((answer.status, &body["status"], &body["limit"]), (429, &json!(429), &json!(100)));
+    for answer in [problem, grpc, answer] {
+        assert_eq!(header(&answer, "Retry-After"), Some("57600"), "sixteen hours");
+        assert_eq!(header(&answer, "RateLimit"), Some(r#""tickets";r=0;t=57600"#));
+    }
 }

@@ -1,7 +1,9 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::Window;
 use crate::license::{CLOCK_SKEW, Features};
+use crate::quota::{Limit, Period};
 use crate::tenant::TenantId;
 
 const DAY: i64 = 86_400_000_000;
@@ -25,6 +27,20 @@ fn license(plan: &str, features: &[&str], days: (i64, i64), auto_renew: bool) ->
         valid_until: Timestamp::from_micros(NOW.as_micros() + days.1 * DAY),
         auto_renew,
         revision: 1,
+    }
+}
+
+/// The decision where no limit matters.
+fn on_license<'a>(features: &'a [&'a str], license: &'a License, mode: Mode, now: Timestamp) -> Decision<'a> {
+    decide(Need::Features(features), Standing::Licensed(license), Allowance::Within, mode, GRACE, now)
+}
+
+/// This month, of which `used` are used.
+fn allowance(feature: &str, limit: Limit, used: u64) -> Allowance<'_> {
+    let period = Period::of(Window::Month, None, NOW).expect("a month");
+    match limit.exhausted(used, period) {
+        Some(exhausted) => Allowance::Exhausted { feature, exhausted },
+        None => Allowance::Within,
     }
 }
 
@@ -54,6 +70,7 @@ fn plan_by_feature_by_validity_by_enforcement() {
                         feature: Some(feature),
                         license: Some(&license),
                         token: None,
+                        usage: None,
                     });
                     let grace_until = grace_days.map(|d| Timestamp::from_micros(NOW.as_micros() + d * DAY));
                     let expected = match (mode, denial) {
@@ -63,7 +80,7 @@ fn plan_by_feature_by_validity_by_enforcement() {
                         (Mode::Enforce, Some(denial)) => Decision::Deny(denial),
                     };
                     let need = [feature];
-                    let decision = decide(Need::Features(&need), Standing::Licensed(&license), mode, GRACE, NOW);
+                    let decision = on_license(&need, &license, mode, NOW);
                     assert_eq!(decision, expected, "{plan} {feature} {name} {mode:?}");
                     cases += 1;
                 }
@@ -88,7 +105,7 @@ fn a_feature_ends_on_the_dot() {
     ] {
         let license = License { features_until: end(ends_in), ..license("any", &["crm", "tickets"], (-1, 1), false) };
         let need = [asked];
-        let refused = |mode| match decide(Need::Features(&need), Standing::Licensed(&license), mode, GRACE, NOW) {
+        let refused = |mode| match on_license(&need, &license, mode, NOW) {
             Decision::Allow { .. } => None,
             Decision::Shadow(denial) | Decision::Deny(denial) => Some(denial.reason),
         };
@@ -103,7 +120,7 @@ fn a_feature_ends_on_the_dot() {
 fn standings_without_a_licence() {
     let crm = ["crm"];
     let feature = Need::Features(&crm);
-    let refused = |need, standing, mode| match decide(need, standing, mode, GRACE, NOW) {
+    let refused = |need, standing, mode| match decide(need, standing, Allowance::Within, mode, GRACE, NOW) {
         Decision::Allow { .. } => ("allow", None),
         Decision::Shadow(denial) => ("shadow", Some(denial.reason)),
         Decision::Deny(denial) => ("deny", Some(denial.reason)),
@@ -138,6 +155,78 @@ fn standings_without_a_licence() {
     }
 }
 
+/// What comes of limits, and that all else comes before them.
+#[test]
+fn limits_come_last() {
+    use Mode::{Enforce, Off, Shadow};
+    let valid = license("starter", &["tickets", "crm"], (-1, 1), false);
+    let ended = license("starter", &["tickets", "crm"], (-2, -1), false);
+    let (tickets, both, sms) = (["tickets"], ["crm", "tickets"], ["tickets", "sms"]);
+    let used_up = allowance("tickets", Limit::AtMost(100), 100);
+    let nothing = allowance("tickets", Limit::AtMost(0), 0);
+    let unknown = |allow| Allowance::Unknown { feature: "tickets", allow };
+    let licensed = Standing::Licensed(&valid);
+    let exceeded = Some((Reason::UsageLimitExceeded, Some("tickets"), Some((100, 100))));
+    let of_nothing = Some((Reason::UsageLimitExceeded, Some("tickets"), Some((0, 0))));
+    let untold = Some((Reason::StoreUnavailable, Some("tickets"), None));
+    for (features, standing, allowance, mode, word, denial) in [
+        (&tickets[..], licensed, allowance("tickets", Limit::AtMost(100), 99), Enforce, "allow", None),
+        (&tickets, licensed, allowance("tickets", Limit::Unlimited, u64::MAX), Enforce, "allow", None),
+        (&tickets, licensed, used_up, Enforce, "deny", exceeded),
+        (&tickets, licensed, used_up, Shadow, "shadow", exceeded),
+        (&tickets, licensed, used_up, Off, "allow", None),
+        (&both, licensed, used_up, Enforce, "deny", exceeded),
+        (&tickets, licensed, nothing, Enforce, "deny", of_nothing),
+        (&tickets, licensed, unknown(true), Enforce, "allow", None),
+        (&tickets, licensed, unknown(false), Enforce, "deny", untold),
+        (&tickets, licensed, unknown(false), Shadow, "shadow", untold),
+        (&tickets, licensed, unknown(false), Off, "allow", None),
+        // What was to be told before.
+        (&sms, licensed, used_up, Enforce, "deny", Some((Reason::FeatureNotInPlan, Some("sms"), None))),
+        (&sms, licensed, unknown(false), Enforce, "deny", Some((Reason::FeatureNotInPlan, Some("sms"), None))),
+        (
+            &tickets,
+            Standing::Licensed(&ended),
+            used_up,
+            Enforce,
+            "deny",
+            Some((Reason::LicenseExpired, Some("tickets"), None)),
+        ),
+        (&tickets, Standing::Unlicensed, used_up, Enforce, "deny", Some((Reason::NoLicense, Some("tickets"), None))),
+        // Where no licence was looked at, there is no limit either.
+        (&tickets, Standing::Unknown { allow: true }, used_up, Enforce, "allow", None),
+        (&tickets, Standing::NoTenant { allow: true }, used_up, Enforce, "allow", None),
+    ] {
+        let decision = decide(Need::Features(features), standing, allowance, mode, GRACE, NOW);
+        let said = |denial: Denial<'_>| {
+            let licensed = matches!(standing, Standing::Licensed(_));
+            assert_eq!(denial.license.is_some(), licensed, "{denial:?}");
+            let used = denial.usage.map(|exhausted| (exhausted.limit, exhausted.used));
+            (denial.reason, denial.feature.map(str::to_owned), used)
+        };
+        let found = match decision {
+            Decision::Allow { .. } => ("allow", None),
+            Decision::Shadow(denial) => ("shadow", Some(said(denial))),
+            Decision::Deny(denial) => ("deny", Some(said(denial))),
+        };
+        let denial =
+            denial.map(|(reason, feature, used): (_, Option<&str>, _)| (reason, feature.map(str::to_owned), used));
+        assert_eq!(found, (word, denial), "{features:?} {allowance:?} {mode:?}");
+    }
+    let grace = license("starter", &["tickets"], (-2, -1), true);
+    let decision =
+        decide(Need::Features(&tickets), Standing::Licensed(&grace), unknown(true), Mode::Enforce, GRACE, NOW);
+    assert!(matches!(decision, Decision::Allow { grace_until: Some(_) }), "{decision:?}");
+}
+
+fn any_limit() -> impl Strategy<Value = Limit> {
+    prop_oneof![Just(Limit::Unlimited), (0..200_u64).prop_map(Limit::AtMost), any::<u64>().prop_map(Limit::AtMost)]
+}
+
+fn any_mode() -> impl Strategy<Value = Mode> {
+    proptest::sample::select(vec![Mode::Off, Mode::Shadow, Mode::Enforce])
+}
+
 fn any_license() -> impl Strategy<Value = License> {
     let features = proptest::sample::subsequence(ALL_FEATURES.to_vec(), 0..=5);
     (features, -10i64..10, -10i64..10, any::<bool>())
@@ -153,7 +242,7 @@ proptest! {
         minutes in -20_000i64..20_000,
     ) {
         let now = Timestamp::from_micros(NOW.as_micros() + minutes * 60_000_000);
-        let decision = decide(Need::Features(&asked), Standing::Licensed(&license), Mode::Enforce, GRACE, now);
+        let decision = on_license(&asked, &license, Mode::Enforce, now);
         let included = asked.iter().all(|feature| license.features.contains(feature));
         let begun = license.valid_from <= now.plus(CLOCK_SKEW);
         let end = if license.auto_renew { license.valid_until.plus(GRACE) } else { license.valid_until };
@@ -167,7 +256,7 @@ proptest! {
         let mut bigger = license.clone();
         bigger.features = license.features.iter().chain([ALL_FEATURES[added]]).collect();
         let allowed = |l: &License| {
-            matches!(decide(Need::Features(&need), Standing::Licensed(l), Mode::Enforce, GRACE, NOW), Decision::Allow { .. })
+            matches!(on_license(&need, l, Mode::Enforce, NOW), Decision::Allow { .. })
         };
         prop_assert!(!allowed(&license) || allowed(&bigger));
     }
@@ -176,12 +265,56 @@ proptest! {
     #[test]
     fn shadow_predicts_enforce(license in any_license(), asked in 0usize..5) {
         let need = [ALL_FEATURES[asked]];
-        let run = |mode| decide(Need::Features(&need), Standing::Licensed(&license), mode, GRACE, NOW);
+        let run = |mode| on_license(&need, &license, mode, NOW);
         let same = match (run(Mode::Shadow), run(Mode::Enforce)) {
             (Decision::Allow { grace_until: a }, Decision::Allow { grace_until: b }) => a == b,
             (Decision::Shadow(a), Decision::Deny(b)) => a == b,
             _ => false,
         };
         prop_assert!(same);
+    }
+
+    /// Of one feature: who is let through with a limit is let through with a higher one, and who has less used as well.
+    #[test]
+    fn a_higher_limit_never_denies_more(
+        license in any_license(), asked in 0usize..5, limits in (any_limit(), any_limit()), used in (0..300_u64, 0..300_u64)
+    ) {
+        let need = [ALL_FEATURES[asked]];
+        let allowed = |limit, used| {
+            let allowance = allowance(need[0], limit, used);
+            let decision = decide(Need::Features(&need), Standing::Licensed(&license), allowance, Mode::Enforce, GRACE, NOW);
+            matches!(decision, Decision::Allow { .. })
+        };
+        let height = |limit| match limit {
+            Limit::AtMost(limit) => limit,
+            Limit::Unlimited => u64::MAX,
+        };
+        let (lower, higher) = if height(limits.0) <= height(limits.1) { limits } else { (limits.1, limits.0) };
+        let (less, more) = (used.0.min(used.1), used.0.max(used.1));
+        prop_assert!(!allowed(lower, more) || (allowed(higher, more) && allowed(lower, less)));
+    }
+
+    /// A limit denies only what would have passed without it; never in `off`, and in `shadow` nobody hears of it.
+    #[test]
+    fn a_limit_only_ever_takes_away(
+        license in any_license(), asked in 0usize..5, limit in any_limit(), used in 0..300_u64, mode in any_mode()
+    ) {
+        let need = [ALL_FEATURES[asked]];
+        let limited = allowance(need[0], limit, used);
+        let decision = decide(Need::Features(&need), Standing::Licensed(&license), limited, mode, GRACE, NOW);
+        let without = on_license(&need, &license, mode, NOW);
+        let (Decision::Shadow(denial) | Decision::Deny(denial)) = decision else {
+            prop_assert_eq!(decision, without);
+            return Ok(());
+        };
+        prop_assert!(mode != Mode::Off);
+        prop_assert_eq!(matches!(decision, Decision::Deny(_)), mode == Mode::Enforce);
+        if denial.reason == Reason::UsageLimitExceeded {
+            prop_assert!(matches!(without, Decision::Allow { .. }), "{:?}", without);
+            let exhausted = denial.usage.expect("the limit");
+            prop_assert!(exhausted.used >= exhausted.limit);
+        } else {
+            prop_assert_eq!(decision, without);
+        }
     }
 }
