@@ -110,7 +110,10 @@ async fn mistakes_are_located_and_exit_2() {
             "10:35: error: routes.rules[1].tenant: unknown key `tenant`; expected one of",
         ),
         (format!("{GOOD}version: 1\n"), "11:1: error: the key `version` stands here for the second time"),
-        (format!("{GOOD}usage: {{}}\n"), "11:1: error: usage: `usage` is not built in this version"),
+        (
+            format!("{GOOD}usage: {{ flush_interval: 0s }}\n"),
+            "11:26: error: usage.flush_interval: must be from 100ms to 1h",
+        ),
         (GOOD.replace("version: 1", "version: 7"), "1:10: error: version: this program reads version 1"),
         (
             GOOD.replace("127.0.0.1:8000", "127.0.0.1:99999"),

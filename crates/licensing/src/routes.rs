@@ -563,7 +563,7 @@ fn alias_of(alias: &str) -> Result<Vec<Segment>, Problem> {
 }
 
 /// Whether a request with this method may fall under a rule that names `own`.
-fn answers(own: &str, method: &str) -> bool {
+pub(crate) fn answers(own: &str, method: &str) -> bool {
     own == method || (own == "GET" && method == "HEAD")
 }
 

@@ -1,10 +1,9 @@
-//! The sections of what the proxy serves and counts itself: `api`, `cors`, `usage`.
+//! The sections of what the proxy serves itself, and to whom: `api`, `cors`.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::origin::Origin;
-use super::quantity::Duration;
 
 /// Where the proxy serves its own licence API.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -27,23 +26,9 @@ pub struct CorsSettings {
     pub allow_credentials: bool,
 }
 
-/// How usage is counted.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct UsageSettings {
-    /// How often counts are written; a killed process loses at most one interval. Default: 5s.
-    pub flush_interval: Duration,
-}
-
 impl Default for ApiSettings {
     fn default() -> Self {
         let paths = |list: [&str; 2]| list.map(str::to_owned).to_vec();
         Self { paths: paths(["/license", "/api/v1/license"]), websocket: paths(["/license", "/ws/license"]) }
-    }
-}
-
-impl Default for UsageSettings {
-    fn default() -> Self {
-        Self { flush_interval: Duration::from_secs(5) }
     }
 }

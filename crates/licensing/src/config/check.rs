@@ -16,6 +16,7 @@ macro_rules! at {
     ($($step:expr),*) => { [$(Step::from($step)),*] };
 }
 
+mod metering;
 mod process;
 
 /// Report all that is wrong or doubtful in `config`, which was read from `tree`.
@@ -30,6 +31,9 @@ pub(super) fn check(config: &Config, tree: &Node, problems: &mut Collector<'_>) 
     checker.routes();
     checker.gated_lists();
     checker.plans();
+    checker.meters();
+    checker.limits();
+    checker.usage();
     checker.enforcement();
     checker.upgrade();
     checker.api();
@@ -195,10 +199,6 @@ impl Checker<'_, '_> {
                 if !features.insert(feature) {
                     self.warning(&at!["plans", i, "features", j], format!("`{feature}` is listed twice"));
                 }
-            }
-            if plan.limits.as_ref().is_some_and(|limits| !limits.is_empty()) {
-                let message = "limits are put into licences, but not enforced: this version does not count requests";
-                self.warning(&at!["plans", i, "limits"], message);
             }
         }
     }

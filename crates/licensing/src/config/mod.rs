@@ -1,8 +1,7 @@
 //! The configuration file: its types, its JSON schema, and how it is read with all its problems located.
 //!
 //! The types hold what the file says, checked as far as one value can be checked alone. What takes two values to see is in
-//! `check`, what this version does not do yet in `not_built`. No secret is ever part of a configuration, so all of it can
-//! be printed.
+//! `check`. No secret is ever part of a configuration, so all of it can be printed.
 
 mod address;
 mod api;
@@ -12,7 +11,6 @@ mod license_file;
 mod licenses;
 mod names;
 mod node;
-mod not_built;
 mod origin;
 mod policy;
 mod problem;
@@ -24,6 +22,7 @@ mod schema;
 mod server;
 mod tenant;
 mod text_type;
+mod usage;
 mod written_rule;
 
 use std::path::Path;
@@ -32,7 +31,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::address::{Address, InvalidAddress, Network, UpstreamAddress};
-pub use self::api::{ApiSettings, CorsSettings, UsageSettings};
+pub use self::api::{ApiSettings, CorsSettings};
 pub use self::host_pattern::{HostPattern, InvalidHostPattern};
 pub use self::license_file::{LicenseEntry, LicenseFile, parse_licenses};
 pub use self::licenses::{
@@ -47,12 +46,13 @@ pub use self::policy::{
 pub use self::problem::{Place, Problem, Problems, Severity};
 pub use self::quantity::{ByteSize, Duration, InvalidQuantity};
 pub use self::routes::{
-    AccessKind, Ambiguous, Demand, InvalidPattern, LimitKind, Meter, PathPattern, RouteSettings, RuleSettings, Scope,
-    Unmatched, Window,
+    AccessKind, Ambiguous, CountKind, Demand, InvalidPattern, LimitKind, Meter, PathPattern, RouteSettings,
+    RuleSettings, Scope, Unmatched, Window,
 };
 pub use self::schema::schema;
 pub use self::server::{Limits, Listen, Log, LogLevel, Shutdown, Upstream};
 pub use self::tenant::{Jwt, Missing, TenantSettings, TenantSource, TokenPlace};
+pub use self::usage::UsageSettings;
 
 use self::node::{Node, Value};
 use self::problem::Collector;
@@ -104,9 +104,9 @@ pub struct Config {
     /// How refusals are answered.
     #[serde(default)]
     pub deny: DenySettings,
-    /// How usage is counted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub usage: Option<UsageSettings>,
+    /// How usage and denials are counted.
+    #[serde(default)]
+    pub usage: UsageSettings,
     /// What a request may be at most.
     #[serde(default)]
     pub limits: Limits,
@@ -150,7 +150,6 @@ pub fn parse(file_name: &str, text: &str) -> Result<Parsed, Problems> {
             problems.error(tree.place_of(&["version".into()]), "version".to_owned(), message);
             return None;
         }
-        not_built::report(tree, problems);
         let config: Config = read::read(tree, problems)?;
         check::check(&config, tree, problems);
         Some(config)
@@ -222,6 +221,7 @@ impl Config {
             keep("licenses.stale_if_error", &mut licenses.stale_if_error, &old.stale_if_error),
             keep("licenses.lookup_deadline", &mut licenses.lookup_deadline, &old.lookup_deadline),
             keep("licenses.memory_bytes", &mut licenses.memory_bytes, &old.memory_bytes),
+            keep("usage", &mut self.usage, &running.usage),
             keep("limits.idle_timeout", &mut self.limits.idle_timeout, &running.limits.idle_timeout),
             keep("shutdown", &mut self.shutdown, &running.shutdown),
             keep("log.level", &mut self.log.level, &running.log.level),

@@ -11,7 +11,7 @@ use super::names::{FeatureName, Method};
 use super::text_type::text_type;
 use super::written_rule::WrittenRule;
 use crate::enforcement::Mode;
-use crate::routes::{Access, Pattern, Place, RouteError, RouteOptions, Routes, Rule};
+use crate::routes::{Access, Pattern, Place, RouteError, RouteOptions, Routes, Rule, answers};
 
 /// After so many problems of the rules the rest is left for the next run.
 const MAX_PROBLEMS: usize = 50;
@@ -99,25 +99,38 @@ pub enum AccessKind {
     Deny,
 }
 
-/// How requests are counted.
+/// How requests are counted: one for each that the backend has served.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Meter {
-    /// The methods that count. Default: all.
+    /// The methods that count; GET includes HEAD. Default: all.
     #[serde(default)]
     pub methods: Vec<Method>,
-    /// When counting begins anew. Default: month.
+    /// Which answers count. success: 2xx, 3xx and 101; all: 4xx and 5xx of the backend as well. Default: success.
+    #[serde(default)]
+    pub count: CountKind,
+    /// When the licence's limit begins anew, at 00:00 UTC: each day, on the first of each month, each month on the day on which
+    /// the tenant began (anchored), or never (lifetime). All rules that meter a feature agree on it. Default: month.
     #[serde(default)]
     pub window: Window,
-    /// hard: refused once the plan's limit is used up; soft: counted only. Default: hard.
+    /// hard: refused once the licence's limit is used up; soft: marked and counted only. Default: hard.
     #[serde(default)]
     pub limit: LimitKind,
 }
 
+/// Which answers of the backend count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CountKind {
+    /// Those by which it has done what was asked: 2xx, 3xx and 101.
+    #[default]
+    Success,
+    /// Every one.
+    All,
+}
+
 /// When counting begins anew, at 00:00 UTC.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Window {
     /// Each day.
@@ -145,6 +158,25 @@ pub enum LimitKind {
 /// A path of literal segments and placeholders: `/api/v1/customers/{id}/tickets`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PathPattern(String);
+
+impl Window {
+    /// As configuration, metrics and tables write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Day => "day",
+            Self::Month => "month",
+            Self::Anchored => "anchored",
+            Self::Lifetime => "lifetime",
+        }
+    }
+}
+
+impl Meter {
+    /// Whether requests of this method count. As with rules, GET includes HEAD.
+    pub fn counts(&self, method: &str) -> bool {
+        self.methods.is_empty() || self.methods.iter().any(|own| answers(own.as_str(), method))
+    }
+}
 
 impl RuleSettings {
     /// The rule as the router reads it.

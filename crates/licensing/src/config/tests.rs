@@ -285,7 +285,6 @@ const CHANGES: &[Case] = &[
             "7:51: error: routes.rules[2]: a rule needs exactly one of `prefix` and `match`",
             "7:98: error: routes.rules[3]: `meter` and `on_failure` are for rules with a `feature`: without one no licence is looked up",
             "7:146: error: routes.rules[4]: `match` needs exactly one of `path` and `prefix`",
-            "7:200: error: routes.rules[5].meter: `meter` is not built in this version (counting requests); remove the key",
         ],
     ),
     (
@@ -306,7 +305,7 @@ const CHANGES: &[Case] = &[
         &[
             "6:36: warning: plans[0].features[1]: `crm` is listed twice",
             "6:52: error: plans[1].name: the plan `a` stands in line 6 already",
-            "6:77: warning: plans[1].limits: limits are put into licences, but not enforced: this version does not count requests",
+            "6:83: warning: plans[1].limits.crm: no rule meters `crm`, so that the limit is never reached",
         ],
     ),
     (&["plans: []"], &["6:8: warning: plans: there are no plans: denials can't say which one has the feature"]),
@@ -359,7 +358,6 @@ const CHANGES: &[Case] = &[
         &[
             "4:31: error: tenant.sources[0].header: any client can send x-tenant-id: name in `trusted_proxies` those from whom it is believed",
             "8:29: error: upgrade.allow.header: any client can send x-user-role: name in `trusted_proxies` those from whom it is believed",
-            "11:1: error: usage: `usage` is not built in this version (counting requests); remove the key",
         ],
     ),
     (
@@ -406,7 +404,73 @@ const CHANGES: &[Case] = &[
             "8:106: error: api.websocket[5]: expected segments of letters, digits, `-`, `.`, `_` and `~`, without a slash at the end",
         ],
     ),
-    (&["usage:"], &[]),
+    (
+        &["usage:"],
+        &[
+            "8:6: error: usage: expected a mapping of flush_interval, pending_entries, lease_idle, thresholds, found nothing",
+        ],
+    ),
+    (&["usage: {}"], &[]),
+    (
+        &["usage: { flush_interval: 99ms, pending_entries: 999, lease_idle: 61m, thresholds: [0, 80, 80, 100, 90] }"],
+        &[
+            "8:26: error: usage.flush_interval: must be from 100ms to 1h",
+            "8:49: error: usage.pending_entries: must be from 1000 to 10000000",
+            "8:66: error: usage.lease_idle: must be from 1s to 1h",
+            "8:84: error: usage.thresholds[0]: must be from 1 to 255 percent",
+            "8:91: error: usage.thresholds[2]: must be more than the one before, which is 80",
+            "8:100: error: usage.thresholds[4]: must be more than the one before, which is 100",
+        ],
+    ),
+    (
+        &[
+            "usage: { flush_interval: 1h, pending_entries: 10000000, lease_idle: 1s, thresholds: [1, 2, 3, 4, 5, 6, 7, 8, 255] }",
+        ],
+        &["8:85: error: usage.thresholds: there are 9: at most 8 are taken"],
+    ),
+    (
+        &["usage: { thresholds: [80, 300] }"],
+        &["8:27: error: usage.thresholds[1]: expected a whole number from 0 to 255, found 300"],
+    ),
+    // One feature has one limit, and so one window.
+    (
+        &[
+            "routes: { rules: [{ prefix: /a, feature: crm, meter: {} }, { prefix: /b, feature: tickets, meter: { window: day } }, \
+           { prefix: /c, feature: crm, meter: { window: month, limit: soft, count: all } }, \
+           { prefix: /d, feature: crm, meter: { window: lifetime } }, { prefix: /e, feature: tickets, meter: {} }] }",
+        ],
+        &[
+            "7:244: error: routes.rules[3].meter.window: `crm` has one limit and so one window, but routes.rules[0] in line 7 has another: month and not lifetime",
+            "7:297: error: routes.rules[4].meter.window: `tickets` has one limit and so one window, but routes.rules[1] in line 7 has another: day and not month",
+        ],
+    ),
+    // What a rule never sees it does not count. GET includes HEAD.
+    (
+        &[
+            "routes: { rules: [{ match: { prefix: /a, methods: [GET, POST] }, feature: crm, meter: { methods: [HEAD, PUT, POST] } }, \
+           { match: { prefix: /b, methods: [PUT, PATCH] }, feature: crm, meter: { methods: [GET, POST] } }] }",
+        ],
+        &[
+            "7:105: warning: routes.rules[0].meter.methods[1]: PUT is not counted, since the rule is not for it",
+            "7:201: error: routes.rules[1].meter.methods: nothing is counted: the rule is for PUT and PATCH alone",
+        ],
+    ),
+    (
+        &["routes: { rules: [{ prefix: /a, feature: crm, meter: { methods: [POST], windw: day, limit: firm } }] }"],
+        &[
+            "7:73: error: routes.rules[0].meter.windw: unknown key `windw`; did you mean `window`?",
+            "7:92: error: routes.rules[0].meter.limit: `firm` is not known here; expected one of `hard`, `soft`",
+        ],
+    ),
+    // A limit needs something that counts towards it; counting needs no limit.
+    (
+        &[
+            "plans: [{ name: a, features: [crm], limits: { crm: 5, tickets: -1, sms: 0 } }]",
+            "routes: { rules: [{ prefix: /a, feature: crm, meter: {} }] }",
+        ],
+        &["6:73: warning: plans[0].limits.sms: no rule meters `sms`, so that the limit is never reached"],
+    ),
+    (&["routes: { rules: [{ prefix: /a, feature: crm, meter: { methods: [POST] } }] }"], &[]),
     (
         &["limits: { header_timeout: 0s, connections: 0, requests_in_flight: 4, headers: 1000, header_bytes: 10MiB, \
              requests_in_flight_per_tenant: 5 }"],
