@@ -240,6 +240,22 @@ fn plans_that_are_not_sold_any_more() {
     assert_eq!(least.as_deref(), Ok("gold: tickets; tickets=9223372036854775808 crm=-1"));
 }
 
+/// A limit of another program's spelling is one, and is not lost where an add-on changes it.
+#[test]
+fn an_addon_changes_a_limit_that_is_written_as_text() {
+    let mut holding = after("starter", &[]).expect("a holding");
+    let license = holding.license.as_mut().expect("a licence");
+    license.plan = "gold".into();
+    for (limit, expected) in [(json!("7"), "57"), (json!(7.0), "57"), (json!(-1), "null"), (json!("many"), "null")] {
+        let mut holding = holding.clone();
+        let license = holding.license.as_mut().expect("a licence");
+        license.usage_limits = [("tickets".to_owned(), limit.clone())].into_iter().collect();
+        let after = amend(TENANT, &holding, &for_good("tickets", Some(50)), &plans(), at(1)).expect("granted");
+        let after = after.license.expect("a licence").usage_limits.get("tickets").cloned().unwrap_or_default();
+        assert_eq!(after.to_string(), expected, "{limit}");
+    }
+}
+
 /// What plain SQL has put into a licence: a grant and its end touch nothing but their own feature.
 #[test]
 fn what_nothing_explains_is_kept_until_the_plan_is_applied() {
