@@ -13,7 +13,7 @@ use pingora::http::RequestHeader;
 
 use super::target;
 use super::tokens::{A, B, GOOD, NOW, config};
-use crate::gate::{Identity, Ruling};
+use crate::gate::{Charges, Identity, Ruling};
 use crate::intake::{Intake, X_TENANT_ID};
 use crate::metrics::Outcome;
 use crate::proxy::forward::Forward;
@@ -175,9 +175,11 @@ fn read_headers(input: &[u8]) {
         feature: None,
         rule: None,
         token: None,
+        usage: None,
         entry: None,
         layer: None,
         age: None,
+        charges: Charges::default(),
         fallback: None,
         grace_until: None,
         mode: Mode::Enforce,

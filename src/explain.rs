@@ -139,7 +139,7 @@ impl Explainer {
         let rules = route.as_ref().map(|route| route.rules().to_vec()).unwrap_or_default();
         let refusal = route.as_ref().err().copied();
         let identity = asked.tenant.map_or(Identity::Missing, Identity::Tenant);
-        let ruling = self.gate.try_out(policy, route, identity).await;
+        let ruling = self.gate.try_out(policy, &asked.method, route, identity).await;
         let case = Case { policy, asked: &asked, ruling: &ruling, rules: &rules, refusal, now: ruling.decided_at };
         case.explain(snapshot.config_hash.clone(), self.gate.is_off())
     }

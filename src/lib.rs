@@ -22,6 +22,7 @@ mod metrics;
 mod migrations;
 mod open_files;
 mod proxy;
+mod record;
 mod reload;
 mod request_id;
 mod secret;

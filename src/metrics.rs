@@ -15,6 +15,7 @@ use prometheus::{
 use crate::api::websocket::Cause;
 use crate::licenses::{Channel, Layer, Licenses};
 use crate::load::Load;
+use crate::record::{DropCause, FlushOutcome, LeaseOutcome};
 use crate::stores::{BreakerState, StoreName, TransactionMetrics, TransactionName, TransactionOutcome};
 
 /// What became of a request, as the label `outcome` says.
@@ -231,6 +232,26 @@ pub(crate) struct Metrics {
     pub transactions: TransactionMetrics,
     /// Changes made here that Redis could not be told of.
     pub untold: IntCounter,
+    /// Counts that wait to be written, lines.
+    pub usage_pending: IntGauge,
+    /// Uses of features that are not written, and won't be.
+    pub usage_dropped: CounterSet<DropCause>,
+    /// Uses of features that are written.
+    pub usage_recorded: IntCounter,
+    /// Batches of usage and denials that were posted.
+    pub usage_flushes: CounterSet<FlushOutcome>,
+    /// How long posting one took, in seconds.
+    pub usage_flush_duration: Histogram,
+    /// Asks for leases of limits.
+    pub quota_leases: CounterSet<LeaseOutcome>,
+    threshold_crossings: IntCounterVec,
+    /// Limits that can't be read, and count as none.
+    pub limits_unreadable: IntCounter,
+    beyond_limit: IntCounterVec,
+    /// Denials that are not written, and won't be.
+    pub denial_events_dropped: IntCounter,
+    /// Denials that wait to be written, lines.
+    pub denial_events_pending: IntGauge,
     breaker_state: IntGaugeVec,
     live: IntGaugeVec,
     off: IntGauge,
@@ -301,11 +322,35 @@ impl Metrics {
             "Requests and connections that met a limit of the configuration, by the limit.",
             &["limit"],
         )?;
+        let usage_dropped = counters(
+            r,
+            "dotmac_usage_dropped_total",
+            "Uses of features that were counted and are not written: too much was waiting, the tenant has no licence any more, or the store refused it.",
+            &["cause"],
+        )?;
+        let usage_flushes = counters(
+            r,
+            "dotmac_usage_flushes_total",
+            "Batches of usage and denials that were posted, by outcome; those that failed were posted again.",
+            &["outcome"],
+        )?;
+        let quota_leases = counters(
+            r,
+            "dotmac_quota_leases_total",
+            "Leases of limits that were asked for, by outcome.",
+            &["outcome"],
+        )?;
         let live = gauges(
             r,
             "dotmac_change_feed_live",
             "Whether changes are heard of: by the feed from Postgres, and from Redis. 1: yes, as of the last three seconds.",
             &["channel"],
+        )?;
+        let beyond_limit = counters(
+            r,
+            "dotmac_usage_beyond_limit_total",
+            "Requests that were forwarded although a soft limit is used up, by feature.",
+            &["feature"],
         )?;
         let info = gauges(
             r,
@@ -373,6 +418,43 @@ impl Metrics {
                 "Changes made by this process that Redis could not be told of.",
             )?,
             transactions,
+            usage_pending: gauge(
+                r,
+                "dotmac_usage_pending",
+                "Counts of usage that wait to be written, by tenant, feature and day.",
+            )?,
+            usage_dropped: CounterSet::new(&usage_dropped, &DropCause::ALL, DropCause::as_str),
+            usage_recorded: counter(r, "dotmac_usage_recorded_total", "Uses of features that are written.")?,
+            usage_flushes: CounterSet::new(&usage_flushes, &FlushOutcome::ALL, FlushOutcome::as_str),
+            usage_flush_duration: histogram(
+                r,
+                "dotmac_usage_flush_duration_seconds",
+                "Posting one batch of usage and denials.",
+                &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0],
+            )?,
+            quota_leases: CounterSet::new(&quota_leases, &LeaseOutcome::ALL, LeaseOutcome::as_str),
+            threshold_crossings: counters(
+                r,
+                "dotmac_quota_threshold_crossings_total",
+                "Limits of which a share was used up, by feature and by that share in percent.",
+                &["feature", "threshold"],
+            )?,
+            limits_unreadable: counter(
+                r,
+                "dotmac_usage_limits_unreadable_total",
+                "Metered requests whose limit in usage_limits is none that can be read, so that they count as unlimited.",
+            )?,
+            beyond_limit,
+            denial_events_dropped: counter(
+                r,
+                "dotmac_denial_events_dropped_total",
+                "Denials that are not written, since too many were waiting or the store refused them.",
+            )?,
+            denial_events_pending: gauge(
+                r,
+                "dotmac_denial_events_pending",
+                "Denials that wait to be written, by tenant, feature, reason and minute.",
+            )?,
             websockets: gauge(r, "dotmac_websocket_connections", "WebSockets of the licence API that are open.")?,
             websockets_closed: CounterSet::new(&websockets_closed, &Cause::ALL, Cause::as_str),
             limited: CounterSet::new(&limited, &Limit::ALL, Limit::as_str),
@@ -436,9 +518,33 @@ impl Metrics {
                 self.denials.with_label_values(&[feature, reason.name()]);
                 self.shadow_denials.with_label_values(&[feature, reason.name()]);
             }
+            if !feature.is_empty() {
+                self.beyond_limit.with_label_values(&[feature]);
+            }
         }
         self.info.reset();
         self.info.with_label_values(&[env!("CARGO_PKG_VERSION"), mode.as_str(), config_hash]).set(1);
+    }
+
+    /// Thresholds in percent, each there at zero for every one of `features`.
+    #[allow(dead_code, reason = "until the gate asks it")]
+    pub(crate) fn describe_thresholds(&self, features: &[&str], thresholds: &[u8]) {
+        for feature in features {
+            for percent in thresholds {
+                self.threshold_crossings.with_label_values(&[feature, itoa::Buffer::new().format(*percent)]);
+            }
+        }
+    }
+
+    /// A limit of `feature` has passed this threshold.
+    pub(crate) fn threshold_crossed(&self, feature: &str, percent: u8) {
+        self.threshold_crossings.with_label_values(&[feature, itoa::Buffer::new().format(percent)]).inc();
+    }
+
+    /// How often that has happened.
+    #[cfg(test)]
+    pub(crate) fn crossed_so_far(&self, feature: &str, percent: u8) -> u64 {
+        self.threshold_crossings.with_label_values(&[feature, itoa::Buffer::new().format(percent)]).get()
     }
 
     /// The configuration was read again.
@@ -455,6 +561,11 @@ impl Metrics {
     /// Count a denial that was not acted on.
     pub(crate) fn shadowed(&self, feature: &str, reason: Reason) {
         self.shadow_denials.with_label_values(&[feature, reason.name()]).inc();
+    }
+
+    /// Count a request that is forwarded although a soft limit of `feature` is used up.
+    pub(crate) fn beyond_limit(&self, feature: &str) {
+        self.beyond_limit.with_label_values(&[feature]).inc();
     }
 
     /// How many WebSockets of the licence API are open.

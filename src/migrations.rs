@@ -18,7 +18,7 @@ const LOCK: i64 = 0x646f_746d_6163;
 /// What migrations create: which one, and what. If something is gone although the history says that its migration was
 /// applied, somebody has dropped it, or has put tables of the first migration in its place; then all of them run again: each
 /// is written so that it may.
-const CREATED: [(i32, &str); 13] = [
+const CREATED: [(i32, &str); 19] = [
     (1, LICENSES),
     (1, "table feature_usage"),
     (3, "trigger tenant_licenses_first_revision"),
@@ -32,6 +32,12 @@ const CREATED: [(i32, &str); 13] = [
     (5, "trigger tenant_licenses_clear_ends"),
     (5, "table tenant_addons"),
     (5, "table license_audit"),
+    (6, "table usage_batches"),
+    (6, "table usage_windows"),
+    (6, "table usage_anchors"),
+    (6, "table feature_denial_events"),
+    (6, "table shadow_denial_events"),
+    (6, "table upgrade_marks"),
 ];
 
 const LICENSES: &str = "table tenant_licenses";

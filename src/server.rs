@@ -21,6 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::access_log::AccessLog;
 use crate::api::admin::{self, Admin, Guard};
+use crate::api::clicks::Clicks;
 use crate::api::license::LicenseApi;
 use crate::api::listener;
 use crate::api::ops::{self, Ops};
@@ -33,13 +34,20 @@ use crate::manage::Manage;
 use crate::metrics::Metrics;
 use crate::open_files;
 use crate::proxy::{Connections, Doorman, Proxy};
+use crate::record::{RecordOptions, Recorder, UsageReader};
 use crate::reload::Reload;
 use crate::settings::Settings;
 use crate::snapshot::{Limits, Snapshot, Snapshots};
-use crate::stores::{FileSource, Ledger, PoolOptions, Postgres, PostgresLedger, Redis, Source};
+use crate::stores::{
+    FileSource, Ledger, MemoryUsage, Nowhere, PoolOptions, Postgres, PostgresLedger, PostgresUsage, Redis, Source,
+    UsageSource, UsageStore,
+};
 
 /// The share of the look-up deadline that Redis may take: the rest is for asking Postgres where Redis does not answer.
 const REDIS_SHARE: u32 = 2;
+
+/// What the last flush may take where requests have left it no time.
+const LAST_FLUSH: Duration = Duration::from_secs(1);
 
 /// What each connection reads into before anybody asks for it, in bytes: enough for most requests' headers, and bodies are
 /// read past it. Pingora's own 64 KiB are more than an idle WebSocket may take in all.
@@ -50,6 +58,8 @@ pub(crate) struct Assembly {
     settings: Settings,
     runtime: Runtime,
     licenses: Arc<Licenses>,
+    license_api: Arc<LicenseApi>,
+    recorder: Arc<Recorder>,
     feed: Option<Arc<Feed>>,
     gate: Arc<Gate>,
     snapshots: Snapshots,
@@ -64,6 +74,10 @@ pub(crate) struct Assembly {
 struct Stores {
     source: Arc<dyn Source>,
     ledger: Option<Arc<dyn Ledger>>,
+    /// Where usage is written.
+    usage: Arc<dyn UsageStore>,
+    /// Where it is read for people: a replica perhaps.
+    used: Arc<dyn UsageSource>,
 }
 
 impl Assembly {
@@ -120,11 +134,17 @@ impl Assembly {
             let announcer = Announcer::of(&licenses, Arc::clone(&metrics));
             Arc::new(Manage::new(ledger, announcer, config.catalogue(), runtime.handle().clone()))
         });
-        let gate = Arc::new(Gate::new(Arc::clone(&licenses), Arc::clone(&metrics)));
+        let handle = runtime.handle();
+        let recorder = Recorder::new(stores.usage, record_options(config), handle.clone(), Arc::clone(&metrics));
+        let used = UsageReader::new(stores.used, handle.clone(), config.licenses.lookup_deadline.get());
+        let license_api = LicenseApi::new(Arc::clone(&licenses), used, Arc::clone(&recorder));
+        let gate = Arc::new(Gate::new(Arc::clone(&licenses), Arc::clone(&recorder), Arc::clone(&metrics)));
         Ok(Self {
             settings,
             runtime,
             licenses,
+            license_api: Arc::new(license_api),
+            recorder,
             feed: feed.map(Arc::new),
             gate,
             snapshots,
@@ -158,6 +178,7 @@ impl Assembly {
         self.serve_admin()?;
         self.runtime.spawn(Arc::clone(&self.licenses).keep_house());
         self.runtime.spawn(Arc::clone(&self.licenses).keep_watched());
+        self.runtime.spawn(Arc::clone(&self.recorder).run());
         if let Some(feed) = &self.feed {
             self.runtime.spawn(Arc::clone(feed).run());
         }
@@ -184,7 +205,8 @@ impl Assembly {
         let drain = config.shutdown.drain.get();
         let timeout = config.shutdown.timeout.get().saturating_sub(drain);
         let (load, metrics) = (Arc::clone(&self.load), Arc::clone(&self.metrics));
-        let end = End { load, metrics, manage: self.manage.clone(), access_log, timeout };
+        let (recorder, runtime) = (Arc::clone(&self.recorder), self.runtime.handle().clone());
+        let end = End { load, metrics, manage: self.manage.clone(), recorder, runtime, access_log, timeout };
         std::thread::Builder::new().name("shutdown".to_owned()).spawn(move || end.after(phases))?;
         tracing::info!(
             proxy = %config.listen.proxy, ops = %config.listen.ops, upstream = %config.upstream.address,
@@ -201,6 +223,7 @@ impl Assembly {
         let router = ops::router(Ops {
             licenses: Arc::clone(&self.licenses),
             load: Arc::clone(&self.load),
+            recorder: Arc::clone(&self.recorder),
             metrics: Arc::clone(&self.metrics),
             listening: Arc::clone(listening),
             draining: Arc::clone(&self.draining),
@@ -221,7 +244,7 @@ impl Assembly {
     }
 
     fn proxy_service(&self, server: &Server, access_log: Option<AccessLog>) -> Service<Connections> {
-        let license_api = Arc::new(LicenseApi::new(Arc::clone(&self.licenses)));
+        let license_api = Arc::clone(&self.license_api);
         let proxy = Proxy {
             gate: Arc::clone(&self.gate),
             load: Arc::clone(&self.load),
@@ -229,6 +252,7 @@ impl Assembly {
             snapshots: Arc::clone(&self.snapshots),
             upgrade_api: UpgradeApi::new(self.manage.clone(), Arc::clone(&license_api)),
             license_api,
+            clicks: Clicks::new(Arc::clone(&self.recorder)),
             access_log: access_log.clone(),
             draining: Arc::clone(&self.draining),
         };
@@ -347,7 +371,9 @@ fn metrics(settings: &Settings) -> anyhow::Result<Arc<Metrics>> {
 
 impl Stores {
     fn of_file(file: Arc<FileSource>) -> Self {
-        Self { source: Arc::clone(&file) as Arc<dyn Source>, ledger: Some(file) }
+        let source: Arc<dyn Source> = Arc::clone(&file) as _;
+        let usage = Arc::new(MemoryUsage::new(Arc::clone(&source)));
+        Self { source, ledger: Some(file), usage: Arc::clone(&usage) as _, used: usage }
     }
 }
 
@@ -391,7 +417,16 @@ fn stores(settings: &Settings, metrics: &Metrics) -> anyhow::Result<Stores> {
             };
             let primary = settings.secrets.database_url.as_ref().filter(|primary| !primary.is_same(url));
             let source = Arc::new(Postgres::new(url, primary, options, metrics.replica_lagging.clone())?);
-            Ok(Stores { source, ledger: ledger(settings, metrics)? })
+            let usage: Arc<dyn UsageStore> = match &settings.secrets.database_url {
+                Some(url) => Arc::new(PostgresUsage::new(url, metrics.transactions.clone())?),
+                None => {
+                    tracing::warn!(
+                        "denials are not written down: neither DOTMAC_LICENSE_DATABASE_URL nor DATABASE_URL is set"
+                    );
+                    Arc::new(Nowhere)
+                }
+            };
+            Ok(Stores { source: Arc::clone(&source) as _, ledger: ledger(settings, metrics)?, usage, used: source })
         }
         LicenseSource::File(file) => {
             let path = file.resolve(&settings.file);
@@ -426,6 +461,17 @@ fn freshness(config: &Config) -> Freshness {
         stale_if_error: licenses.stale_if_error.get(),
         deadline: licenses.lookup_deadline.get(),
         memory_bytes: licenses.memory_bytes.bytes(),
+    }
+}
+
+fn record_options(config: &Config) -> RecordOptions {
+    let usage = &config.usage;
+    RecordOptions {
+        flush_interval: usage.flush_interval.get(),
+        lease_idle: usage.lease_idle.get(),
+        pending: usize::try_from(usage.pending_entries).unwrap_or(usize::MAX),
+        thresholds: usage.thresholds.as_slice().into(),
+        deadline: config.licenses.lookup_deadline.get(),
     }
 }
 
@@ -520,8 +566,11 @@ struct End {
     load: Arc<Load>,
     metrics: Arc<Metrics>,
     manage: Option<Arc<Manage>>,
+    recorder: Arc<Recorder>,
+    /// Where what is counted is written.
+    runtime: Handle,
     access_log: Option<AccessLog>,
-    /// How long in-flight requests may still take.
+    /// How long in-flight requests may still take, and what they have used be written.
     timeout: Duration,
 }
 
@@ -541,6 +590,9 @@ impl End {
             std::thread::sleep(Duration::from_millis(10));
         }
         let (requests, websockets) = unfinished();
+        // What is still under way then is charged as served: nobody knows that it was not.
+        let until = tokio::time::Instant::from_std(deadline.max(Instant::now() + LAST_FLUSH));
+        self.runtime.block_on(self.recorder.finish(until));
         if requests > 0 || websockets > 0 {
             tracing::warn!(requests, websockets, "ending with requests in flight or WebSockets open");
         }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::secret::Secret;
-use licensing::config::{self, Config, Problem};
+use licensing::config::{self, Config, LicenseSource, Problem};
 
 /// A configuration with its secrets.
 pub(crate) struct Settings {
@@ -81,6 +81,11 @@ impl Settings {
     pub(crate) fn files(&self) -> Vec<PathBuf> {
         let directory = self.file.parent().unwrap_or(Path::new(""));
         self.config.files_of_requests().into_iter().map(|file| directory.join(file)).collect()
+    }
+
+    /// Whether usage can be written where it is kept: in the primary, or in memory beside licences in a file.
+    pub(crate) fn keeps_usage(&self) -> bool {
+        matches!(self.config.licenses.source, LicenseSource::File(_)) || self.secrets.database_url.is_some()
     }
 
     /// What everything that matters is told apart by: a short hash of the effective configuration.

@@ -7,10 +7,12 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use arc_swap::ArcSwap;
 use licensing::config::{
-    ByteSize, Config, Missing, PlanSettings, TenantSettings, TenantSource, TokenPlace, UpgradeSettings, UpstreamAddress,
+    ByteSize, Config, Missing, PlanSettings, TenantSettings, TenantSource, TokenPlace, UpgradeSettings,
+    UpstreamAddress, Window,
 };
 use licensing::cors::Cors;
 use licensing::routes::Routes;
+use licensing::upgrade_link::UpgradeLinks;
 use licensing::{answer::Answers, config};
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 
@@ -31,6 +33,10 @@ pub(crate) struct Snapshot {
     pub(crate) api: ApiPaths,
     /// None: nobody upgrades here.
     pub(crate) upgrade: Option<UpgradeSettings>,
+    /// Where denials lead to.
+    pub(crate) upgrade_links: UpgradeLinks,
+    /// The features that rules ask for, and how long their limits last.
+    pub(crate) features: Features,
     /// The request headers that may say whose licence is asked for, as `Vary` lists them.
     pub(crate) vary: String,
     pub(crate) upstream: Upstream,
@@ -90,8 +96,19 @@ impl Snapshot {
         let limits = &config.limits;
         // Before the files are read: one that is swapped in between counts as changed when they are looked at again.
         let inputs = fingerprint(settings.files());
+        if config.routes.rules.iter().any(|rule| rule.meter.is_some()) && !settings.keeps_usage() {
+            bail!(
+                "rules have a `meter`, but neither DOTMAC_LICENSE_DATABASE_URL nor DATABASE_URL is set: the primary, where \
+                 what is counted is written"
+            );
+        }
+        let policy = policy(config)?;
+        let features = Features::of(config);
+        let links = features.names().map(|feature| (Arc::clone(feature), policy.answers.upgrade_url(feature)));
         Ok(Self {
-            policy: policy(config)?,
+            upgrade_links: UpgradeLinks::new(links),
+            features,
+            policy,
             intake: Intake::new(config, Tokens::load(config, &settings.file)?),
             cors: config.cors.as_ref().map(Cors::new).unwrap_or_default(),
             upgrade: config.upgrade.clone(),
@@ -104,6 +121,45 @@ impl Snapshot {
             config_hash: settings.config_hash(),
             inputs,
         })
+    }
+}
+
+/// The features that rules ask for.
+#[derive(Debug, Default)]
+pub(crate) struct Features {
+    /// In alphabetical order, each with the window in which its requests are counted, if they are.
+    list: Vec<(Arc<str>, Option<Window>)>,
+}
+
+impl Features {
+    fn of(config: &Config) -> Self {
+        let mut list: Vec<(Arc<str>, Option<Window>)> = Vec::new();
+        for rule in &config.routes.rules {
+            let Some(feature) = rule.feature() else { continue };
+            // All rules that meter a feature agree on the window.
+            let window = rule.meter.as_ref().map(|meter| meter.window);
+            match list.iter_mut().find(|(other, _)| **other == *feature.as_str()) {
+                Some((_, known)) => *known = known.or(window),
+                None => list.push((feature.shared(), window)),
+            }
+        }
+        list.sort_unstable();
+        Self { list }
+    }
+
+    /// Their names.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.list.iter().map(|(feature, _)| feature)
+    }
+
+    /// The feature of this name.
+    pub(crate) fn named(&self, name: &str) -> Option<&Arc<str>> {
+        self.names().find(|feature| ***feature == *name)
+    }
+
+    /// Those whose requests are counted, and in which window.
+    pub(crate) fn metered(&self) -> impl Iterator<Item = (&Arc<str>, Window)> {
+        self.list.iter().filter_map(|(feature, window)| Some((feature, (*window)?)))
     }
 }
 
@@ -171,6 +227,7 @@ pub(crate) fn policy(config: &Config) -> anyhow::Result<Policy> {
         label: rule.to_string().into(),
         mode: settings.mode,
         on_failure: settings.on_failure,
+        meter: settings.meter.clone(),
     });
     Ok(Policy {
         rules: policies.collect(),

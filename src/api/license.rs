@@ -5,8 +5,10 @@ use std::time::Instant;
 
 use http::HeaderValue;
 use licensing::answer::{Answer, Failure, Format};
+use licensing::config::Window;
 use licensing::decide::Denial;
 use licensing::license::License;
+use licensing::quota::Period;
 use licensing::reason::Reason;
 use licensing::tenant::TenantId;
 use licensing::view::{View, entity_tag, none_match_names};
@@ -14,18 +16,23 @@ use licensing::view::{View, entity_tag, none_match_names};
 use crate::clock::wall_clock;
 use crate::gate::{Identity, Policy};
 use crate::licenses::{Entry, Found, Layer, Licenses, Watch};
+use crate::record::{Recorder, UsageReader};
+use crate::snapshot::Snapshot;
+use crate::stores::Since;
 
 /// What the licence API is served from.
 pub(crate) struct LicenseApi {
     licenses: Arc<Licenses>,
+    used: UsageReader,
+    recorder: Arc<Recorder>,
 }
 
 /// A request to it, as far as its answer depends on that.
 pub(crate) struct Call<'a> {
     /// Who asks.
     pub(crate) identity: Identity,
-    /// What refusals say.
-    pub(crate) policy: &'a Policy,
+    /// By which configuration it is answered.
+    pub(crate) snapshot: &'a Snapshot,
     /// The values of `If-None-Match`.
     pub(crate) none_match: Vec<HeaderValue>,
     /// The request headers that say who asks, for `Vary`.
@@ -60,8 +67,8 @@ pub(crate) type Held = Option<Arc<Entry>>;
 
 impl LicenseApi {
     /// Serve what these know.
-    pub(crate) fn new(licenses: Arc<Licenses>) -> Self {
-        Self { licenses }
+    pub(crate) fn new(licenses: Arc<Licenses>, used: UsageReader, recorder: Arc<Recorder>) -> Self {
+        Self { licenses, used, recorder }
     }
 
     /// GET: the licence, or that the client has it already.
@@ -75,7 +82,7 @@ impl LicenseApi {
             Ok((None, _)) => return refuse(call, Reason::NoLicense),
             Err(reason) => return refuse(call, reason),
         };
-        let document = self.document(tenant, &entry.license, call.policy).await;
+        let document = self.document(tenant, &entry.license, call.snapshot).await;
         let tag = entity_tag(document.as_bytes());
         let is_known = call.none_match.iter().any(|value| none_match_names(value.as_bytes(), &tag));
         let answer = Answer::document((!is_known).then_some(document), tag, call.vary, call.request_id);
@@ -105,16 +112,33 @@ impl LicenseApi {
     }
 
     /// A licence's document as of now, with what was used of it.
-    pub(crate) async fn document(&self, tenant: TenantId, license: &License, policy: &Policy) -> String {
-        let usage = self.licenses.usage(tenant, wall_clock()).await;
-        View::new(license, policy.grace, usage.as_deref(), wall_clock()).to_json()
+    pub(crate) async fn document(&self, tenant: TenantId, license: &License, snapshot: &Snapshot) -> String {
+        let since = self.since(tenant, snapshot).await;
+        let usage = self.used.of(tenant, &since, self.licenses.source_answers()).await;
+        View::new(license, snapshot.policy.grace, usage.as_deref(), wall_clock()).to_json()
+    }
+
+    /// The days on which the current periods of a tenant's features began.
+    async fn since(&self, tenant: TenantId, snapshot: &Snapshot) -> Since {
+        let now = wall_clock();
+        let until = tokio::time::Instant::now() + self.recorder.deadline();
+        let mut of = Vec::new();
+        for (feature, window) in snapshot.features.metered() {
+            let anchor = match window {
+                // Where it is not known, the month has to do.
+                Window::Anchored => self.recorder.anchor(tenant, until).await.ok(),
+                Window::Day | Window::Month | Window::Lifetime => None,
+            };
+            of.extend(Period::of(window, anchor, now).map(|period| (Arc::clone(feature), period.start)));
+        }
+        Since { day: now.day().first_of_month(), of }
     }
 }
 
 impl Call<'_> {
     /// Say what is wrong with the request.
     pub(crate) fn fail(&self, failure: Failure) -> Reply {
-        let answer = self.policy.answers.failure(failure, self.request_id, self.format);
+        let answer = self.snapshot.policy.answers.failure(failure, self.request_id, self.format);
         Reply { answer, basis: Basis::default() }
     }
 
@@ -134,7 +158,7 @@ impl Call<'_> {
 
 /// Say why the licence is not shown.
 pub(crate) fn refuse(call: &Call<'_>, reason: Reason) -> Reply {
-    let Policy { answers, plans, .. } = call.policy;
+    let Policy { answers, plans, .. } = &call.snapshot.policy;
     let token = match call.identity {
         Identity::BadToken(fault) => Some(fault),
         _ => None,

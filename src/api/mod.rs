@@ -2,6 +2,7 @@
 
 pub(crate) mod admin;
 mod body;
+pub(crate) mod clicks;
 pub(crate) mod handshake;
 pub(crate) mod headers;
 pub(crate) mod license;

@@ -12,12 +12,14 @@ use crate::clock::wall_clock;
 use crate::licenses::{Channel, Feed, Licenses};
 use crate::load::Load;
 use crate::metrics::Metrics;
+use crate::record::Recorder;
 
 /// What the handlers look at.
 #[derive(Clone)]
 pub(crate) struct Ops {
     pub(crate) licenses: Arc<Licenses>,
     pub(crate) load: Arc<Load>,
+    pub(crate) recorder: Arc<Recorder>,
     pub(crate) metrics: Arc<Metrics>,
     /// Whether the proxy's own listener accepts connections.
     pub(crate) listening: Arc<AtomicBool>,
@@ -51,6 +53,7 @@ async fn readyz(State(ops): State<Ops>) -> (StatusCode, &'static str) {
 
 async fn metrics(State(ops): State<Ops>) -> Response {
     ops.metrics.observe(&ops.licenses, &ops.load, wall_clock());
+    ops.recorder.observe();
     text(&ops.metrics)
 }
 

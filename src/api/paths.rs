@@ -8,6 +8,7 @@ pub(crate) struct ApiPaths {
     documents: Vec<Box<[u8]>>,
     websockets: Vec<Box<[u8]>>,
     upgrades: Vec<Box<[u8]>>,
+    clicks: Vec<Box<[u8]>>,
 }
 
 /// What is served at a path.
@@ -19,6 +20,8 @@ pub(crate) struct Endpoint {
     pub(crate) websocket: bool,
     /// Upgrades, by POST.
     pub(crate) upgrade: bool,
+    /// Word of people who follow the way to an upgrade, by POST.
+    pub(crate) click: bool,
 }
 
 impl ApiPaths {
@@ -26,8 +29,13 @@ impl ApiPaths {
     pub(crate) fn new(settings: &ApiSettings, upgrades: bool) -> Self {
         let bytes = |paths: &[String]| paths.iter().map(|path| path.as_bytes().into()).collect();
         let below =
-            settings.paths.iter().filter(|_| upgrades).map(|path| format!("{path}/upgrade").into_bytes().into());
-        Self { documents: bytes(&settings.paths), websockets: bytes(&settings.websocket), upgrades: below.collect() }
+            |name: &str| settings.paths.iter().map(|path| format!("{path}/{name}").into_bytes().into()).collect();
+        Self {
+            documents: bytes(&settings.paths),
+            websockets: bytes(&settings.websocket),
+            upgrades: if upgrades { below("upgrade") } else { Vec::new() },
+            clicks: below("upgrade-click"),
+        }
     }
 
     /// What is served at the path of a raw target. Other spellings of the same path go the way of all requests: a backend
@@ -39,8 +47,9 @@ impl ApiPaths {
             document: names(&self.documents),
             websocket: names(&self.websockets),
             upgrade: names(&self.upgrades),
+            click: names(&self.clicks),
         };
-        (endpoint.document || endpoint.websocket || endpoint.upgrade).then_some(endpoint)
+        (endpoint.document || endpoint.websocket || endpoint.upgrade || endpoint.click).then_some(endpoint)
     }
 }
 
@@ -75,6 +84,8 @@ mod tests {
             let found = paths.endpoint(b"/api/v1/license/upgrade").map(|e| (e.document, e.upgrade));
             assert_eq!(found, expected, "upgrades {upgrades}");
         }
+        let click = paths.endpoint(b"/license/upgrade-click").map(|e| (e.document, e.upgrade, e.click));
+        assert_eq!(click, Some((false, false, true)));
         let off = ApiSettings { paths: Vec::new(), websocket: Vec::new() };
         assert_eq!(ApiPaths::new(&off, true).endpoint(b"/license"), None);
     }

@@ -55,7 +55,7 @@ impl LicenseUpdates {
             return None;
         }
         let document = match &held {
-            Some(entry) => Some(self.api.document(tenant, &entry.license, &snapshot.policy).await),
+            Some(entry) => Some(self.api.document(tenant, &entry.license, &snapshot).await),
             None => None,
         };
         let message = if self.told.is_none() { Message::Current } else { Message::Updated };

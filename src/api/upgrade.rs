@@ -82,15 +82,18 @@ impl UpgradeApi {
             return Err(call.fail(Failure::BodyInvalid));
         }
         let author = asked.author()?;
-        let command =
-            Command::Upgrade { plan: wish.new_plan.clone(), downgrade: asked.downgrade, grace: call.policy.grace };
+        let command = Command::Upgrade {
+            plan: wish.new_plan.clone(),
+            downgrade: asked.downgrade,
+            grace: call.snapshot.policy.grace,
+        };
         let Some(manage) = &self.manage else { return Err(refuse(call, Reason::StoreUnavailable)) };
         let failed = |error| self.failed(call, error);
         match asked.mode {
             UpgradeMode::Apply => {
                 let amended = manage.amend(tenant, &command, &author).await.map_err(failed)?;
                 let Some(license) = &amended.after.license else { return Err(refuse(call, Reason::NoLicense)) };
-                let document = self.licenses.document(tenant, license, call.policy).await;
+                let document = self.licenses.document(tenant, license, call.snapshot).await;
                 let tag = entity_tag(document.as_bytes());
                 let answer = Answer::document(Some(document), tag, call.vary, call.request_id);
                 Ok(Reply { answer, basis: Basis::default() })
@@ -104,7 +107,7 @@ impl UpgradeApi {
     }
 
     fn failed(&self, call: &Call<'_>, error: ManageError) -> Reply {
-        let answers = &call.policy.answers;
+        let answers = &call.snapshot.policy.answers;
         match error {
             ManageError::Refused { refused: Refused::NoLicense, .. } => refuse(call, Reason::NoLicense),
             ManageError::Refused { refused: Refused::LicenseExpired, .. } => refuse(call, Reason::LicenseExpired),

@@ -6,7 +6,9 @@ mod demo;
 mod explain;
 mod license;
 mod migrate;
+mod output;
 mod progress;
+mod prune;
 mod relay;
 mod serve;
 
@@ -53,6 +55,8 @@ enum Command {
     Migrate(migrate::Options),
     /// Give every tenant of a table a licence, but those that have one; may be interrupted and run again
     Backfill(backfill::Options),
+    /// Remove old usage and denials, in batches; may be interrupted and run again, anywhere
+    Prune(prune::Options),
 }
 
 /// Which configuration.
@@ -85,6 +89,7 @@ pub fn main() -> ExitCode {
         Command::License(options) => license::run(options),
         Command::Migrate(options) => migrate::run(&options),
         Command::Backfill(options) => backfill::run(&options),
+        Command::Prune(options) => prune::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

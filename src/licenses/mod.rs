@@ -9,7 +9,6 @@ mod hear;
 mod loader;
 mod memory;
 mod pulse;
-mod usage;
 mod watch;
 
 use std::collections::HashMap;
@@ -21,7 +20,6 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use licensing::tenant::TenantId;
 use licensing::time::Timestamp;
-use licensing::view::Usage;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
@@ -35,7 +33,6 @@ use self::loader::Loader;
 pub(crate) use self::memory::Entry;
 use self::memory::{Mark, Memory};
 use self::pulse::Sessions;
-use self::usage::UsageReader;
 pub(crate) use self::watch::Watch;
 use self::watch::Watchers;
 use crate::metrics::Metrics;
@@ -124,7 +121,6 @@ pub(crate) struct Licenses {
     off: AtomicBool,
     /// Those who are told of changes.
     watchers: Watchers,
-    usage: UsageReader,
     /// Where loads run: not on the request's task, which ends when its client leaves while others still wait.
     runtime: Handle,
     metrics: Arc<Metrics>,
@@ -164,7 +160,6 @@ impl Licenses {
             trust: AtomicU8::new(Trust::ByAge as u8),
             source_breaker: Breaker::new(source.name(), verdict_within),
             loader: Loader::new(Arc::clone(&source), runtime.clone(), Arc::clone(&metrics)),
-            usage: UsageReader::new(Arc::clone(&source), runtime.clone(), freshness.deadline),
             watchers: Watchers::default(),
             source,
             freshness,
@@ -255,10 +250,9 @@ impl Licenses {
         (look_up, asked_source)
     }
 
-    /// What `tenant` has used in the month of `now` (UTC), a few seconds old perhaps; none if no store can tell. Nothing that
-    /// is decided depends on it.
-    pub(crate) async fn usage(&self, tenant: TenantId, now: Timestamp) -> Option<Arc<Usage>> {
-        self.usage.of(tenant, now, self.source_breaker.allows()).await
+    /// Whether there is a point in asking the source for anything.
+    pub(crate) fn source_answers(&self) -> bool {
+        self.source_breaker.allows()
     }
 
     /// Whether a store has ever answered: from then on this replica can decide.
@@ -398,6 +392,8 @@ impl Licenses {
                 }
                 true
             }
+            // It has answered. Look-ups write nothing.
+            StoreError::Refused { .. } => false,
             StoreError::Unavailable { store: StoreName::Redis, .. } => {
                 if let Some((redis, breaker)) = &self.redis {
                     let redis = Arc::clone(redis);

@@ -1,6 +1,7 @@
 //! The write side: changes of licences, each with its audit, and everyone told of them. Command and API share it.
 
 pub(crate) mod backfill;
+pub(crate) mod prune;
 pub(crate) mod renew;
 
 use std::sync::Arc;

@@ -16,6 +16,7 @@ const X_LICENSE_PLAN: HeaderName = HeaderName::from_static("x-license-plan");
 const X_LICENSE_FEATURES: HeaderName = HeaderName::from_static("x-license-features");
 const X_LICENSE_FALLBACK: HeaderName = HeaderName::from_static("x-license-fallback");
 const X_LICENSE_GRACE_UNTIL: HeaderName = HeaderName::from_static("x-license-grace-until");
+const X_LICENSE_OVER_LIMIT: HeaderName = HeaderName::from_static("x-license-over-limit");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -102,6 +103,10 @@ impl Forward<'_> {
         }
         if let Some(until) = self.ruling.grace_until {
             headers.insert(X_LICENSE_GRACE_UNTIL, ascii(&until.to_string()));
+        }
+        let over: Vec<&str> = self.ruling.charges.beyond().collect();
+        if !over.is_empty() {
+            headers.insert(X_LICENSE_OVER_LIMIT, ascii(&over.join(", ")));
         }
     }
 

@@ -32,6 +32,7 @@ use self::forward::Forward;
 use self::handover::Handover;
 use self::paced::Paced;
 use crate::access_log::{ANSWERED, AccessLog, Line, REFUSED};
+use crate::api::clicks::{Clicks, is_prefetch};
 use crate::api::license::{Basis, LicenseApi};
 use crate::api::paths::Endpoint;
 use crate::api::upgrade::UpgradeApi;
@@ -53,6 +54,7 @@ pub(crate) struct Proxy {
     pub(crate) snapshots: Snapshots,
     pub(crate) license_api: Arc<LicenseApi>,
     pub(crate) upgrade_api: UpgradeApi,
+    pub(crate) clicks: Clicks,
     pub(crate) access_log: Option<AccessLog>,
     /// Once true, connections are closed after the request they carry.
     pub(crate) draining: Arc<std::sync::atomic::AtomicBool>,
@@ -67,6 +69,8 @@ pub(crate) struct Context {
     request_id: HeaderValue,
     facts: Option<Facts>,
     ruling: Option<Ruling>,
+    /// Whether it has been sent upstream, or a part of it.
+    sent: bool,
     upstream_status: Option<u16>,
     /// Whether it had its answer without the gate.
     answered: bool,
@@ -100,6 +104,7 @@ impl ProxyHttp for Proxy {
             request_id: HeaderValue::from_static(""),
             facts: None,
             ruling: None,
+            sent: false,
             upstream_status: None,
             answered: false,
             basis: Basis::default(),
@@ -133,6 +138,7 @@ impl ProxyHttp for Proxy {
         match self.judge(session, context).await {
             Ok(ruling) if ruling.permit.is_some() => {
                 context.ruling = Some(ruling);
+                self.see_click(session.req_header(), context);
                 Ok(false)
             }
             Ok(ruling) => Box::pin(self.deny(session, context, ruling)).await,
@@ -169,6 +175,7 @@ impl ProxyHttp for Proxy {
             request_id: &context.request_id,
             is_http2: session.is_http2(),
         };
+        context.sent = true;
         forward.rewrite(upstream)
     }
 
@@ -206,7 +213,11 @@ impl ProxyHttp for Proxy {
             session.set_read_timeout(None);
             context.in_flight.becomes_tunnel();
         }
-        Ok(())
+        let is_final = !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS;
+        match &mut context.ruling {
+            Some(ruling) if is_final => bill(ruling, response),
+            _ => Ok(()),
+        }
     }
 
     /// A connection that could not be made carried nothing, so any method may try again; how often, pingora counts.
@@ -262,6 +273,9 @@ impl ProxyHttp for Proxy {
     }
 
     async fn logging(&self, session: &mut Session, _: Option<&Error>, context: &mut Box<Context>) {
+        if let Some(ruling) = context.ruling.as_mut().filter(|_| !context.sent) {
+            ruling.charges.settle(None);
+        }
         let elapsed = context.begun.elapsed();
         self.metrics.api_duration.observe(elapsed.as_secs_f64());
         if let Some(log) = &self.access_log {
@@ -319,6 +333,19 @@ impl Proxy {
             Step::Ruled(ruling) => Ok(ruling),
             // Boxed, as is every branch that waits: pingora moves this future about with each request.
             Step::Ask(question) => Ok(Box::pin(self.gate.ask(question)).await),
+        }
+    }
+
+    /// A request is forwarded that may lead from a denial to an upgrade.
+    fn see_click(&self, request: &RequestHeader, context: &Context) {
+        let Some(facts) = &context.facts else { return };
+        if let Some(tenant) = facts.identity.tenant()
+            && request.method == Method::GET
+            && context.snapshot.upgrade_links.lead_to(request.raw_path())
+            && !is_prefetch(&request.headers)
+        {
+            let host = facts.host.as_ref().map(HeaderValue::as_bytes);
+            self.clicks.seen(tenant, &context.snapshot, host, request.raw_path());
         }
     }
 
@@ -432,6 +459,17 @@ fn failure_of(error: &Error) -> Option<Failure> {
         (ErrorSource::Downstream, _) => Some(Failure::RequestBroken),
         (ErrorSource::Internal | ErrorSource::Unset, _) => Some(Failure::Internal),
     }
+}
+
+/// Charge a request by the head of its answer, which tells what is left of limits. What the backend itself says of limits is
+/// about others.
+fn bill(ruling: &mut Ruling, response: &mut ResponseHeader) -> Result<()> {
+    if let Some((policy, limit)) = ruling.charges.rate_limits(ruling.decided_at) {
+        response.append_header("RateLimit-Policy", policy)?;
+        response.append_header("RateLimit", limit)?;
+    }
+    ruling.charges.settle(Some(response.status));
+    Ok(())
 }
 
 /// Where a request is answered before its framing has been judged: nothing behind a body is taken for a request.

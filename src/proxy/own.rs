@@ -39,6 +39,9 @@ impl Proxy {
         if endpoint.upgrade {
             return self.upgrade(session, context).await;
         }
+        if endpoint.click {
+            return self.click(session, context).await;
+        }
         if ![Method::GET, Method::HEAD].contains(&request.method) {
             self.say_failure(session, context, Failure::MethodNotAllowed { allow: ALLOW }).await?;
             return Ok(true);
@@ -75,6 +78,19 @@ impl Proxy {
                     call,
                 };
                 self.upgrade_api.upgrade(&asked).await
+            }
+        };
+        self.reply(session, context, reply).await
+    }
+
+    /// Write down that somebody follows the way to an upgrade.
+    async fn click(&self, session: &mut Session, context: &mut Context) -> Result<bool> {
+        let snapshot = Arc::clone(&context.snapshot);
+        let reply = match wrong_with(session.req_header(), facts(context)?, &snapshot) {
+            Some(failure) => call(session, context, &snapshot)?.fail(failure),
+            None => {
+                let body = read_body(session, &snapshot).await?;
+                self.clicks.told(&call(session, context, &snapshot)?, body.as_deref()).await
             }
         };
         self.reply(session, context, reply).await
@@ -141,7 +157,7 @@ impl Proxy {
     }
 }
 
-/// What is wrong with a request for an upgrade, apart from who sends it.
+/// What is wrong with a request that changes something, apart from who sends it.
 fn wrong_with(request: &RequestHeader, facts: &Facts, snapshot: &Snapshot) -> Option<Failure> {
     if request.method != Method::POST {
         return Some(Failure::MethodNotAllowed { allow: "POST" });
@@ -198,7 +214,7 @@ fn may_act(facts: &Facts, snapshot: &Snapshot) -> bool {
 fn call<'a>(session: &Session, context: &'a Context, snapshot: &'a Snapshot) -> Result<Call<'a>> {
     Ok(Call {
         identity: facts(context)?.identity,
-        policy: &snapshot.policy,
+        snapshot,
         none_match: session.req_header().headers.get_all(IF_NONE_MATCH).iter().cloned().collect(),
         vary: &snapshot.vary,
         request_id: context.request_id.to_str().unwrap_or_default(),

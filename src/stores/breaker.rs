@@ -58,7 +58,7 @@ impl Breaker {
     }
 
     /// A closed breaker of something that is no store by itself; `name` stands in the log.
-    pub(super) fn named(name: &'static str, verdict_within: Duration) -> Arc<Self> {
+    pub(crate) fn named(name: &'static str, verdict_within: Duration) -> Arc<Self> {
         Arc::new(Self {
             name,
             verdict_within,

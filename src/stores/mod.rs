@@ -6,16 +6,25 @@
 mod breaker;
 mod file;
 mod ledger;
+mod memory_usage;
+mod nowhere;
 mod position;
 mod postgres;
 mod postgres_backfill;
+mod postgres_batch;
+mod postgres_denials;
 mod postgres_feed;
 mod postgres_ledger;
+mod postgres_order;
+mod postgres_prune;
 mod postgres_renewal;
 mod postgres_reports;
 mod postgres_server;
 mod postgres_url;
+mod postgres_usage;
 mod redis;
+#[cfg(test)]
+mod servers;
 mod tls;
 mod transactions;
 mod usage;
@@ -24,26 +33,32 @@ use std::fmt;
 use std::str::FromStr;
 
 use async_trait::async_trait;
-use jiff::civil::Date;
 use licensing::license::{License, Unreadable};
 use licensing::tenant::TenantId;
-use licensing::view::Usage;
 
 pub(crate) use self::breaker::{Breaker, BreakerState};
 pub(crate) use self::file::FileSource;
 pub(crate) use self::ledger::{AuditEntry, Author, Entered, Filter, Ledger, LedgerError, Order, Outcome, Page};
+pub(crate) use self::memory_usage::MemoryUsage;
+pub(crate) use self::nowhere::Nowhere;
 pub(crate) use self::position::Position;
 pub(crate) use self::postgres::Postgres;
 pub(crate) use self::postgres_backfill::{BulkAudit, NewLicense, NewLicenses, TenantIds, TenantTable};
 pub(crate) use self::postgres_feed::{Notice, PostgresFeed, RECREATED, Vitals};
 pub(crate) use self::postgres_ledger::PostgresLedger;
+pub(crate) use self::postgres_prune::{AgingTable, Pruning};
 pub(crate) use self::postgres_renewal::{DueLicense, RenewalAuthor, Renewals};
 pub(crate) use self::postgres_server::{PoolOptions, connect as connect_postgres};
 pub(crate) use self::postgres_url::UrlError;
+pub(crate) use self::postgres_usage::PostgresUsage;
 #[cfg(test)]
 pub(crate) use self::redis::understand as understand_entry;
 pub(crate) use self::redis::{Cached, FillToken, Filled, Hit, Push, Redis};
 pub(crate) use self::transactions::{TransactionMetrics, TransactionName, TransactionOutcome};
+pub(crate) use self::usage::{
+    Batch, Count, Crossing, DenialCount, Lease, LeaseRequest, Posted, QuotaKey, Settlement, Since, Standing,
+    UsageSource, UsageStore,
+};
 
 /// Which store failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -100,6 +115,14 @@ pub(crate) enum StoreError {
         /// What did not happen in time.
         message: String,
     },
+    /// It has answered that it won't write just this content, and has written nothing of it: to try again won't help.
+    #[error("{}: {message}", store.as_str())]
+    Refused {
+        /// The store.
+        store: StoreName,
+        /// What it said.
+        message: String,
+    },
     /// It was not asked: more unknown tenants wait than may. No fault of any store.
     #[error("too many unknown tenants are being asked for")]
     Shed,
@@ -110,7 +133,7 @@ impl StoreError {
         Self::Unavailable { store, message: message.to_string() }
     }
 
-    fn late(store: StoreName, message: impl std::fmt::Display) -> Self {
+    pub(crate) fn late(store: StoreName, message: impl std::fmt::Display) -> Self {
         Self::Late { store, message: message.to_string() }
     }
 
@@ -125,7 +148,10 @@ impl StoreError {
     /// The store that failed, if one did.
     pub(crate) fn store(&self) -> Option<StoreName> {
         match self {
-            Self::Unavailable { store, .. } | Self::Unreadable { store, .. } | Self::Late { store, .. } => Some(*store),
+            Self::Unavailable { store, .. }
+            | Self::Unreadable { store, .. }
+            | Self::Late { store, .. }
+            | Self::Refused { store, .. } => Some(*store),
             Self::Shed => None,
         }
     }
@@ -180,16 +206,6 @@ pub(crate) trait Source: Send + Sync {
     /// When it does not answer.
     async fn warm_up(&self) -> Result<(), StoreError> {
         self.probe().await
-    }
-
-    /// How often `tenant` has used each feature from the day `since` on, as far as that is counted here.
-    ///
-    /// # Errors
-    /// When it can't be asked or does not answer in time.
-    async fn usage(&self, tenant: TenantId, since: Date) -> Result<Usage, StoreError> {
-        // A file counts nothing.
-        let _ = (tenant, since);
-        Ok(Usage::new())
     }
 
     /// How many queries it takes at once; more would wait for each other.

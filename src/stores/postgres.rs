@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use jiff::civil::Date;
 use licensing::license::{License, LicenseRow, MAX_FEATURES_BYTES, Unreadable};
 use licensing::tenant::TenantId;
 use licensing::view::Usage;
@@ -22,7 +21,7 @@ use uuid::Uuid;
 
 use super::position::InvalidPosition;
 use super::postgres_server::{PoolOptions, Server, explain, failure, unavailable};
-use super::{Answer, Breaker, Position, Source, StoreError, StoreName, UrlError};
+use super::{Answer, Breaker, Position, Since, Source, StoreError, StoreName, UrlError, UsageSource};
 use crate::secret::Secret;
 
 /// The Postgres that holds `tenant_licenses`: one server, or a read replica and its primary.
@@ -61,7 +60,9 @@ const PROBE: &str = "SELECT tenant_id, plan_tier, features IS NULL, usage_limits
 
 /// What a tenant has used since a day, by feature: as many as a licence could ever name.
 const USAGE: &str = "SELECT feature_name::text, coalesce(sum(usage_count), 0)::bigint FROM feature_usage \
-     WHERE tenant_id = $1 AND usage_date >= $2::text::date GROUP BY feature_name ORDER BY feature_name LIMIT 1000";
+     LEFT JOIN unnest($3::text[], $4::text[]) AS named (feature, since) ON named.feature = feature_name \
+     WHERE tenant_id = $1 AND usage_date >= coalesce(named.since::date, $2::text::date) \
+     GROUP BY feature_name ORDER BY feature_name LIMIT 1000";
 
 /// How far a server is, as [`Replayed::read`] reads it.
 const REPLAYED: &str = "SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text";
@@ -314,14 +315,6 @@ impl Source for Postgres {
         }
     }
 
-    async fn usage(&self, tenant: TenantId, since: Date) -> Result<Usage, StoreError> {
-        let since = since.to_string();
-        let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(tenant.as_uuid(), Type::UUID), (&since, Type::TEXT)];
-        let rows = self.reads.run(self.deadline(), async |client| client.query_typed(USAGE, &parameters).await).await?;
-        let read = |row: &Row| Ok((Box::from(row.try_get::<_, &str>(0)?), row.try_get(1)?));
-        rows.iter().map(read).collect::<Result<_, _>>().map_err(|error| failure(&error))
-    }
-
     fn queries_at_once(&self) -> usize {
         self.options.max_connections
     }
@@ -353,6 +346,24 @@ impl Source for Postgres {
 
     fn reads_replica(&self) -> bool {
         self.primary.is_some()
+    }
+}
+
+#[async_trait]
+impl UsageSource for Postgres {
+    async fn usage(&self, tenant: TenantId, since: &Since) -> Result<Usage, StoreError> {
+        let day = since.day.to_string();
+        let features: Vec<&str> = since.of.iter().map(|(feature, _)| &**feature).collect();
+        let days: Vec<String> = since.of.iter().map(|(_, day)| day.to_string()).collect();
+        let parameters: [(&(dyn ToSql + Sync), Type); 4] = [
+            (tenant.as_uuid(), Type::UUID),
+            (&day, Type::TEXT),
+            (&features, Type::TEXT_ARRAY),
+            (&days, Type::TEXT_ARRAY),
+        ];
+        let rows = self.reads.run(self.deadline(), async |client| client.query_typed(USAGE, &parameters).await).await?;
+        let read = |row: &Row| Ok((Box::from(row.try_get::<_, &str>(0)?), row.try_get(1)?));
+        rows.iter().map(read).collect::<Result<_, _>>().map_err(|error| failure(&error))
     }
 }
 

@@ -12,10 +12,13 @@ use uuid::Uuid;
 
 use super::ledger::{AuditEntry, Entered, Filter, Ledger, LedgerError, Order, Outcome, Page};
 use super::postgres::{LOAD, Micros, Question, answers};
+use super::postgres_denials::{gained, mark_upgraded};
 use super::postgres_feed::CHANGES;
 use super::postgres_reports::{Turning, audit_entry, audit_of};
 use super::postgres_server::{failure, unavailable};
-use super::transactions::{Interrupted, TransactionError, TransactionMetrics, TransactionName, Transactions, Work};
+use super::transactions::{
+    Interrupted, LIMIT, TransactionError, TransactionMetrics, TransactionName, Transactions, Work,
+};
 use super::{Position, StoreError, StoreName, UrlError};
 use crate::secret::Secret;
 
@@ -57,7 +60,7 @@ impl PostgresLedger {
     /// # Errors
     /// When the URL or its CA file can't be used.
     pub(crate) fn new(url: &Secret, metrics: TransactionMetrics) -> Result<Self, UrlError> {
-        Ok(Self { transactions: Transactions::new(url, metrics)? })
+        Ok(Self { transactions: Transactions::new(url, LIMIT, metrics)? })
     }
 }
 
@@ -137,7 +140,8 @@ async fn enter(client: &Client, order: &Order<'_>) -> Result<Option<Entered>, In
             return Ok(Some(earlier.entered));
         }
     }
-    let before = holding(order.tenant, &rows(client, order.tenant, &format!("{LOAD} FOR UPDATE")).await?)?;
+    // The key stays as it is: whoever counts usage, which refers to it, does not wait.
+    let before = holding(order.tenant, &rows(client, order.tenant, &format!("{LOAD} FOR NO KEY UPDATE")).await?)?;
     let (mut after, outcome) = order.outcome(&before);
     if order.command.is_housekeeping() && after == before {
         return Ok(Some(Entered { before, after, outcome, repeated: false, position: None }));
@@ -148,6 +152,10 @@ async fn enter(client: &Client, order: &Order<'_>) -> Result<Option<Entered>, In
         license.revision = put_license(client, before.license.as_ref(), license).await?;
     }
     put_addons(client, order.tenant, &before.addons, &after.addons).await?;
+    if outcome == Outcome::Applied {
+        let gained = gained(before.license.as_ref(), after.license.as_ref(), order.now);
+        mark_upgraded(client, order.tenant, &gained, order.now).await?;
+    }
     let id = Uuid::new_v4();
     let written = Audited {
         outcome: &outcome.to_string(),

@@ -319,8 +319,8 @@ fn is_rejected(error: &Error) -> bool {
 
 pub(super) fn failure(error: &Error) -> StoreError {
     match error.code() {
-        // A statement_timeout of the server's or the URL's is a time-out like our own.
-        Some(&SqlState::QUERY_CANCELED) => late(explain(error)),
+        // A statement_timeout of the server's or the URL's is a time-out like our own, and so is a lock that somebody holds.
+        Some(&(SqlState::QUERY_CANCELED | SqlState::LOCK_NOT_AVAILABLE)) => late(explain(error)),
         _ => unavailable(explain(error)),
     }
 }

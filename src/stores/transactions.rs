@@ -11,12 +11,15 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error};
 
 use super::postgres::{PRIMARY_POSITION, position};
-use super::postgres_server::{PoolOptions, Server, explain, failure};
+use super::postgres_server::{PoolOptions, Server, explain, failure, unavailable};
 use super::{Position, StoreError, UrlError};
 use crate::secret::Secret;
 
-/// How long a transaction may take, its retries included.
-const LIMIT: Duration = Duration::from_secs(5);
+/// How long a transaction may take, its retries included, where nobody is held up by it.
+pub(super) const LIMIT: Duration = Duration::from_secs(5);
+
+/// The same where requests wait.
+pub(super) const SHORT_LIMIT: Duration = Duration::from_secs(1);
 
 /// How often one is tried.
 const ATTEMPTS: u32 = 4;
@@ -29,6 +32,21 @@ const PAUSE: Duration = Duration::from_millis(25);
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL statement_timeout = '5s'; \
      SET LOCAL timezone = 'UTC'; SELECT set_config('dotmac_license.managed', '1', true)";
 
+/// The same for what is sent at once. Somebody else's lock ends it early, since the next attempt is no worse than going on to
+/// wait. What was granted or counted must survive a crash of the server, even where other commits need not.
+macro_rules! begin_at_once {
+    ($statement_timeout:literal, $lock_timeout:literal) => {
+        concat!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL statement_timeout = '",
+            $statement_timeout,
+            "'; SET LOCAL lock_timeout = '",
+            $lock_timeout,
+            "'; SET LOCAL timezone = 'UTC'; SELECT set_config('synchronous_commit', 'local', true) \
+             WHERE current_setting('synchronous_commit') = 'off'"
+        )
+    };
+}
+
 /// Which transaction, as the label `name` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum TransactionName {
@@ -40,6 +58,14 @@ pub(crate) enum TransactionName {
     Notify,
     /// Licences are listed.
     Report,
+    /// A part of a limit is taken, to be used without asking again.
+    Lease,
+    /// The window of a limit begins, or the day is put down on which a tenant's windows do.
+    Window,
+    /// Usage and denials of some seconds are written.
+    Usage,
+    /// Somebody has followed the way to an upgrade.
+    Click,
 }
 
 /// How a transaction ended, as the label `outcome` says.
@@ -100,6 +126,15 @@ pub(super) struct Transactions {
     metrics: TransactionMetrics,
 }
 
+/// How the statements of a transaction follow each other.
+#[derive(Clone, Copy)]
+enum Manner {
+    /// Each after the answer to the one before.
+    StepByStep,
+    /// Without waiting in between.
+    AtOnce,
+}
+
 /// How one attempt failed.
 enum Failure {
     /// Another may succeed.
@@ -109,12 +144,12 @@ enum Failure {
 }
 
 impl Transactions {
-    /// Prepare a pool. Nothing is connected yet.
+    /// Prepare a pool. Nothing is connected yet. `patience`: how long it may take to get a connection, and to answer a probe.
     ///
     /// # Errors
     /// When the URL or its CA file can't be used.
-    pub(super) fn new(url: &Secret, metrics: TransactionMetrics) -> Result<Self, UrlError> {
-        let options = PoolOptions { max_connections: 2, idle_timeout: Duration::from_secs(60), timeout: LIMIT };
+    pub(super) fn new(url: &Secret, patience: Duration, metrics: TransactionMetrics) -> Result<Self, UrlError> {
+        let options = PoolOptions { max_connections: 2, idle_timeout: Duration::from_secs(60), timeout: patience };
         Ok(Self { server: Server::new(url, options)?, metrics })
     }
 
@@ -129,18 +164,68 @@ impl Transactions {
         name: TransactionName,
         work: &W,
     ) -> Result<(W::Done, Option<Position>), TransactionError> {
+        self.conduct(name, work, Manner::StepByStep).await
+    }
+
+    /// Do `work` and commit it in one round trip: it sends all that it has to say when it is first polled, its end is sent
+    /// behind it, and so whoever gives up waiting leaves nothing half done. It is done again whatever was in its way, a lost
+    /// connection too: that it has been done already is for it to find out.
+    ///
+    /// # Errors
+    /// When nobody can tell whether it is done.
+    pub(super) async fn at_once<W: Work>(&self, name: TransactionName, work: &W) -> Result<W::Done, StoreError> {
+        match self.conduct(name, work, Manner::AtOnce).await {
+            Ok((done, _)) => Ok(done),
+            Err(TransactionError::Failed(error)) => Err(error),
+            Err(TransactionError::Unknown(message)) => Err(unavailable(message)),
+        }
+    }
+
+    /// Ask without a transaction, within its limit.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub(super) async fn ask<T>(&self, query: impl AsyncFnOnce(&Client) -> Result<T, Error>) -> Result<T, StoreError> {
+        self.server.run(Instant::now() + LIMIT, query).await
+    }
+
+    /// Run a statement without parameters apart from all others: see [`Server::probe`].
+    ///
+    /// # Errors
+    /// When it fails, or there is no answer in time.
+    pub(super) async fn probe(&self, sql: &str) -> Result<(), StoreError> {
+        self.server.probe(sql).await.map(drop)
+    }
+
+    /// Close what lies idle.
+    pub(super) fn close_idle(&self) {
+        self.server.close_idle();
+    }
+
+    /// Attempts, until one ends it; timed and counted.
+    async fn conduct<W: Work>(
+        &self,
+        name: TransactionName,
+        work: &W,
+        manner: Manner,
+    ) -> Result<(W::Done, Option<Position>), TransactionError> {
         let begun = Instant::now();
         let count = |outcome: TransactionOutcome| {
             self.metrics.total.with_label_values(&[name.as_str(), outcome.as_str()]).inc();
         };
-        let mut attempt = 1;
+        let mut attempts = 1;
         let ended = loop {
-            match self.attempt(begun + LIMIT, work).await {
+            let deadline = begun + name.limit();
+            let attempt = match manner {
+                Manner::StepByStep => self.attempt(deadline, work).await,
+                Manner::AtOnce => self.attempt_at_once(deadline, name.begin(), work).await.map(|done| (done, None)),
+            };
+            match attempt {
                 Ok(done) => break Ok(done),
-                Err(Failure::Again(_)) if attempt < ATTEMPTS && begun.elapsed() < LIMIT => {
+                Err(Failure::Again(_)) if attempts < ATTEMPTS && begun.elapsed() < name.limit() => {
                     count(TransactionOutcome::Retried);
-                    sleep(PAUSE * attempt).await;
-                    attempt += 1;
+                    sleep(PAUSE * attempts).await;
+                    attempts += 1;
                 }
                 Err(Failure::Again(error)) => break Err(TransactionError::Failed(error)),
                 Err(Failure::Final(error)) => break Err(error),
@@ -155,19 +240,6 @@ impl Transactions {
         ended
     }
 
-    /// Ask without a transaction, within its limit.
-    ///
-    /// # Errors
-    /// When Postgres does not answer.
-    pub(super) async fn ask<T>(&self, query: impl AsyncFnOnce(&Client) -> Result<T, Error>) -> Result<T, StoreError> {
-        self.server.run(Instant::now() + LIMIT, query).await
-    }
-
-    /// Close what lies idle.
-    pub(super) fn close_idle(&self) {
-        self.server.close_idle();
-    }
-
     async fn attempt<W: Work>(&self, deadline: Instant, work: &W) -> Result<(W::Done, Option<Position>), Failure> {
         let committing = AtomicBool::new(false);
         let whole = async |client: &Client| Ok(through(client, work, &committing).await);
@@ -179,6 +251,11 @@ impl Transactions {
             // There was no connection, or no answer in time; then there is no time for another attempt either.
             Err(error) => Err(Failure::Again(error)),
         }
+    }
+
+    async fn attempt_at_once<W: Work>(&self, deadline: Instant, begin: &str, work: &W) -> Result<W::Done, Failure> {
+        let whole = async |client: &Client| Ok(sent_at_once(client, begin, work).await);
+        self.server.run(deadline, whole).await.unwrap_or_else(|error| Err(Failure::Again(error)))
     }
 }
 
@@ -213,6 +290,23 @@ async fn through<W: Work>(
     }
 }
 
+/// From `begin` to the end, without waiting in between.
+async fn sent_at_once<W: Work>(client: &Client, begin: &str, work: &W) -> Result<W::Done, Failure> {
+    let (begun, done, committed) = tokio::join!(
+        biased;
+        client.batch_execute(begin),
+        work.work(client),
+        client.batch_execute("COMMIT"),
+    );
+    begun.map_err(|error| judge(&error))?;
+    let done = done.map_err(|interrupted| match interrupted {
+        Interrupted::Postgres(error) => judge(&error),
+        Interrupted::Store(error) => Failure::Final(TransactionError::Failed(error)),
+    })?;
+    committed.map_err(|error| judge(&error))?;
+    Ok(done)
+}
+
 /// Whether a `COMMIT` that failed has certainly undone everything: a conflict with another transaction, or a constraint.
 fn is_undone(error: &Error) -> bool {
     error.code().is_some_and(|code| code.code().starts_with("40") || code.code().starts_with("23"))
@@ -224,10 +318,11 @@ fn judge(error: &Error) -> Failure {
         // The connection, not the server.
         None => true,
         Some(code) => {
-            // Conflicts with others, a row or key that was put there meanwhile, and a server that ends or closes connections.
+            // Conflicts with others, a row or key that was put there or removed meanwhile, and a server that ends or closes
+            // connections.
             let transient =
                 code.code().starts_with("40") || code.code().starts_with("08") || code.code().starts_with("57P");
-            transient || *code == SqlState::UNIQUE_VIOLATION
+            transient || matches!(*code, SqlState::UNIQUE_VIOLATION | SqlState::FOREIGN_KEY_VIOLATION)
         }
     };
     if again { Failure::Again(failure(error)) } else { Failure::Final(TransactionError::Failed(failure(error))) }
@@ -235,7 +330,8 @@ fn judge(error: &Error) -> Failure {
 
 impl TransactionName {
     /// Every name.
-    pub(crate) const ALL: [Self; 4] = [Self::Amend, Self::Request, Self::Notify, Self::Report];
+    pub(crate) const ALL: [Self; 8] =
+        [Self::Amend, Self::Request, Self::Notify, Self::Report, Self::Lease, Self::Window, Self::Usage, Self::Click];
 
     /// As metrics write it.
     pub(crate) const fn as_str(self) -> &'static str {
@@ -244,6 +340,26 @@ impl TransactionName {
             Self::Request => "request",
             Self::Notify => "notify",
             Self::Report => "report",
+            Self::Lease => "lease",
+            Self::Window => "window",
+            Self::Usage => "usage",
+            Self::Click => "click",
+        }
+    }
+
+    /// How long it may take, its retries included.
+    const fn limit(self) -> Duration {
+        match self {
+            Self::Lease | Self::Window => SHORT_LIMIT,
+            _ => LIMIT,
+        }
+    }
+
+    /// How it begins where it is sent at once.
+    const fn begin(self) -> &'static str {
+        match self {
+            Self::Lease | Self::Window => begin_at_once!("800ms", "400ms"),
+            _ => begin_at_once!("4s", "2s"),
         }
     }
 }

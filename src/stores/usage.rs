@@ -11,6 +11,7 @@ use licensing::quota::Period;
 use licensing::reason::Reason;
 use licensing::tenant::TenantId;
 use licensing::time::Timestamp;
+use licensing::view::Usage;
 use uuid::Uuid;
 
 use super::StoreError;
@@ -147,6 +148,25 @@ pub(crate) struct Crossing {
     pub(crate) used: u64,
     /// What the licence allows.
     pub(crate) limit: u64,
+}
+
+/// From which day on usage is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Since {
+    /// Of features that are not named.
+    pub(crate) day: Date,
+    /// By feature.
+    pub(crate) of: Vec<(Arc<str>, Date)>,
+}
+
+/// Where usage is read, by people and frontends; nothing that is decided depends on it.
+#[async_trait]
+pub(crate) trait UsageSource: Send + Sync {
+    /// How often `tenant` has used each feature.
+    ///
+    /// # Errors
+    /// When it can't be asked or does not answer in time.
+    async fn usage(&self, tenant: TenantId, since: &Since) -> Result<Usage, StoreError>;
 }
 
 /// Where usage is kept.

@@ -34,6 +34,16 @@ tenant_licenses.updated_at timestamp without time zone DEFAULT CURRENT_TIMESTAMP
 
 /// What later files add, in the words of the catalogue.
 const OUR_COLUMNS: &str = "\
+feature_denial_events.id uuid NOT NULL
+feature_denial_events.tenant_id uuid NOT NULL
+feature_denial_events.feature_name character varying(100) NOT NULL
+feature_denial_events.reason character varying(50) NOT NULL
+feature_denial_events.minute timestamp with time zone NOT NULL
+feature_denial_events.count bigint NOT NULL DEFAULT 1
+feature_denial_events.clicked_upgrade boolean NOT NULL DEFAULT false
+feature_denial_events.clicked_at timestamp with time zone
+feature_denial_events.upgraded_at timestamp with time zone
+feature_denial_events.created_at timestamp with time zone NOT NULL DEFAULT now()
 license_audit.id uuid NOT NULL DEFAULT gen_random_uuid()
 license_audit.at timestamp without time zone NOT NULL DEFAULT timezone('utc'::text, now())
 license_audit.tenant_id uuid
@@ -46,6 +56,13 @@ license_audit.before jsonb
 license_audit.after jsonb
 license_audit.request_id text
 license_audit.idempotency_key text
+shadow_denial_events.id uuid NOT NULL
+shadow_denial_events.tenant_id uuid NOT NULL
+shadow_denial_events.feature_name character varying(100) NOT NULL
+shadow_denial_events.reason character varying(50) NOT NULL
+shadow_denial_events.minute timestamp with time zone NOT NULL
+shadow_denial_events.count bigint NOT NULL DEFAULT 1
+shadow_denial_events.created_at timestamp with time zone NOT NULL DEFAULT now()
 tenant_addons.tenant_id uuid NOT NULL
 tenant_addons.feature character varying(100) NOT NULL
 tenant_addons.limit_delta bigint
@@ -53,16 +70,59 @@ tenant_addons.valid_until timestamp without time zone NOT NULL DEFAULT 'infinity
 tenant_addons.reason text
 tenant_addons.created_at timestamp without time zone NOT NULL DEFAULT timezone('utc'::text, now())
 tenant_licenses.revision bigint NOT NULL DEFAULT 0
-tenant_licenses.features_until jsonb NOT NULL DEFAULT '{}'::jsonb";
+tenant_licenses.features_until jsonb NOT NULL DEFAULT '{}'::jsonb
+upgrade_marks.tenant_id uuid NOT NULL
+upgrade_marks.feature character varying(100) NOT NULL
+upgrade_marks.clicked_at timestamp with time zone
+upgrade_marks.upgraded_at timestamp with time zone
+usage_anchors.tenant_id uuid NOT NULL
+usage_anchors.anchor date NOT NULL
+usage_anchors.created_at timestamp with time zone NOT NULL DEFAULT now()
+usage_batches.id uuid NOT NULL
+usage_batches.granted bigint
+usage_batches.at timestamp with time zone NOT NULL DEFAULT now()
+usage_windows.tenant_id uuid NOT NULL
+usage_windows.feature character varying(100) NOT NULL
+usage_windows.window_kind character varying(20) NOT NULL
+usage_windows.start_date date NOT NULL
+usage_windows.end_date date NOT NULL
+usage_windows.used bigint NOT NULL DEFAULT 0
+usage_windows.reserved bigint NOT NULL DEFAULT 0
+usage_windows.granted bigint NOT NULL DEFAULT 0
+usage_windows.announced integer NOT NULL DEFAULT 0";
 
 const OUR_KEYS_AND_INDEXES: &str = "\
+CREATE INDEX idx_feature_denial_events_created ON public.feature_denial_events USING btree (created_at) \
+INCLUDE (clicked_upgrade)
+CREATE INDEX idx_feature_denial_events_tenant ON public.feature_denial_events \
+USING btree (tenant_id, feature_name, minute)
+CREATE INDEX idx_feature_usage_date ON public.feature_usage USING btree (usage_date)
 CREATE INDEX idx_license_audit_tenant_at ON public.license_audit USING btree (tenant_id, at DESC)
+CREATE INDEX idx_shadow_denial_events_created ON public.shadow_denial_events USING btree (created_at)
+CREATE INDEX idx_usage_batches_at ON public.usage_batches USING btree (at)
+CREATE INDEX idx_usage_windows_end ON public.usage_windows USING btree (end_date)
+CREATE INDEX idx_usage_windows_tenant_end ON public.usage_windows USING btree (tenant_id, feature, end_date)
+CREATE UNIQUE INDEX feature_denial_events_pkey ON public.feature_denial_events USING btree (id)
 CREATE UNIQUE INDEX idx_license_audit_idempotency_key ON public.license_audit USING btree (tenant_id, idempotency_key) \
 WHERE (idempotency_key IS NOT NULL)
 CREATE UNIQUE INDEX license_audit_pkey ON public.license_audit USING btree (id)
+CREATE UNIQUE INDEX shadow_denial_events_pkey ON public.shadow_denial_events USING btree (id)
 CREATE UNIQUE INDEX tenant_addons_pkey ON public.tenant_addons USING btree (tenant_id, feature)
+CREATE UNIQUE INDEX upgrade_marks_pkey ON public.upgrade_marks USING btree (tenant_id, feature)
+CREATE UNIQUE INDEX usage_anchors_pkey ON public.usage_anchors USING btree (tenant_id)
+CREATE UNIQUE INDEX usage_batches_pkey ON public.usage_batches USING btree (id)
+CREATE UNIQUE INDEX usage_windows_pkey ON public.usage_windows \
+USING btree (tenant_id, feature, window_kind, start_date)
+feature_denial_events: PRIMARY KEY (id)
 license_audit: PRIMARY KEY (id)
-tenant_addons: PRIMARY KEY (tenant_id, feature)";
+shadow_denial_events: PRIMARY KEY (id)
+tenant_addons: PRIMARY KEY (tenant_id, feature)
+upgrade_marks: PRIMARY KEY (tenant_id, feature)
+usage_anchors: PRIMARY KEY (tenant_id)
+usage_batches: PRIMARY KEY (id)
+usage_windows: CHECK ((reserved >= 0))
+usage_windows: CHECK ((used >= 0))
+usage_windows: PRIMARY KEY (tenant_id, feature, window_kind, start_date)";
 
 const KEYS_AND_INDEXES: &str = "\
 CREATE INDEX idx_feature_usage_tenant_date ON public.feature_usage USING btree (tenant_id, usage_date)
@@ -268,6 +328,44 @@ async fn tables_made_by_hand_keep_their_rows_and_serve() {
     assert!(site.revision(tenant).await > 1_700_000_000_000_000);
 }
 
+/// Usage is upserted by its id, so that a table made without a key gets one; room in its pages is the owner's to choose.
+#[tokio::test]
+async fn usage_tables_made_by_hand_get_what_upserts_need() {
+    for (by_hand, index, option) in [
+        (TABLES_MADE_BY_HAND.to_owned(), "feature_usage_pkey", "fillfactor=80"),
+        (
+            TABLES_MADE_BY_HAND.replace("id UUID PRIMARY KEY, tenant_id", "id UUID, tenant_id"),
+            "idx_feature_usage_id",
+            "fillfactor=80",
+        ),
+        (format!("{TABLES_MADE_BY_HAND} WITH (fillfactor = 70)"), "feature_usage_pkey", "fillfactor=70"),
+    ] {
+        let site = Site::new().await;
+        site.database.execute(&by_hand).await;
+        site.migrate().await;
+        let unique = "SELECT string_agg(indexrelid::regclass::text, ' ') FROM pg_index
+                       WHERE indrelid = 'feature_usage'::regclass AND indisunique";
+        assert_eq!(site.database.value(unique).await.as_deref(), Some(index));
+        let options = "SELECT array_to_string(reloptions, ' ') FROM pg_class WHERE oid = 'feature_usage'::regclass";
+        assert_eq!(site.database.value(options).await.as_deref(), Some(option));
+    }
+}
+
+/// Somebody who uses the table for long does not have everybody else wait behind a migration.
+#[tokio::test]
+async fn a_migration_that_has_to_wait_gives_up() {
+    let site = Site::new().await;
+    site.migrate().await;
+    let pending = "DROP INDEX idx_feature_usage_date; DELETE FROM refinery_schema_history WHERE version = 6";
+    site.database.execute(pending).await;
+    let other = site.database.connect().await;
+    other.batch_execute("BEGIN; LOCK feature_usage IN ROW EXCLUSIVE MODE").await.expect("locked");
+    let ended = site.builder.run(&["migrate"]).await;
+    assert!(failed(&ended, "pg-secret-word").contains("lock timeout"), "{ended:?}");
+    other.batch_execute("COMMIT").await.expect("released");
+    site.migrate().await;
+}
+
 /// A default that somebody chose is theirs to choose.
 #[tokio::test]
 async fn defaults_of_tables_made_by_hand_are_kept() {
@@ -294,6 +392,8 @@ async fn what_was_dropped_is_created_again() {
         ("DROP TRIGGER tenant_licenses_set_revision ON tenant_licenses", "trigger tenant_licenses_set_revision"),
         ("DROP FUNCTION tenant_licenses_announce CASCADE", "trigger tenant_licenses_announce_truncate"),
         ("DROP TABLE tenant_addons", "table tenant_addons"),
+        ("DROP TABLE usage_windows, usage_anchors", "table usage_anchors"),
+        ("DROP TABLE feature_denial_events", "table feature_denial_events"),
         ("DROP TABLE tenant_licenses, feature_usage CASCADE", "table tenant_licenses"),
     ] {
         site.database.execute(sql).await;
@@ -497,6 +597,11 @@ async fn grants_are_enough_for_a_role_without_ddl() {
              INSERT INTO feature_usage (tenant_id, feature_name, usage_date) VALUES ('{tenant}', 'crm', '2026-01-31');
              INSERT INTO tenant_addons (tenant_id, feature) VALUES ('{tenant}', 'crm');
              INSERT INTO license_audit (action, actor, outcome) VALUES ('grant', 'Ada', 'applied');
+             INSERT INTO usage_batches (id) VALUES ('{tenant}') ON CONFLICT (id) DO UPDATE SET at = now();
+             UPDATE usage_windows SET used = 1; UPDATE usage_anchors SET anchor = '2026-01-31';
+             UPDATE feature_denial_events SET count = 1; UPDATE shadow_denial_events SET count = 1;
+             UPDATE upgrade_marks SET clicked_at = now(); DELETE FROM upgrade_marks; DELETE FROM usage_batches;
+             DELETE FROM usage_windows; DELETE FROM feature_denial_events; DELETE FROM shadow_denial_events;
              DELETE FROM tenant_addons; DELETE FROM feature_usage; DELETE FROM tenant_licenses"
         );
         site.database.execute(&rows).await;

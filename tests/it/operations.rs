@@ -14,7 +14,7 @@ use crate::harness::{License, Proxy, RawClient, World, client};
 const RULES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/prometheus-rules.yaml");
 
 /// What section 9 of the design promises, as far as this version has it: the name, a label and its values.
-const PROMISED: [(&str, &str, &[&str]); 24] = [
+const PROMISED: [(&str, &str, &[&str]); 32] = [
     ("dotmac_feature_denials_total", "feature", &FEATURES),
     ("dotmac_license_cache_hits", "", &[]),
     ("dotmac_license_cache_requests", "", &[]),
@@ -37,6 +37,14 @@ const PROMISED: [(&str, &str, &[&str]); 24] = [
     ("dotmac_license_memory_entries", "", &[]),
     ("dotmac_requests_in_flight", "", &[]),
     ("dotmac_connections", "", &[]),
+    ("dotmac_usage_pending", "", &[]),
+    ("dotmac_usage_recorded_total", "", &[]),
+    ("dotmac_usage_dropped_total", "cause", &["full", "no_license", "refused"]),
+    ("dotmac_usage_flushes_total", "outcome", &["posted", "failed", "refused"]),
+    ("dotmac_usage_flush_duration_seconds_count", "", &[]),
+    ("dotmac_quota_leases_total", "outcome", &["granted", "exhausted", "failed"]),
+    ("dotmac_denial_events_dropped_total", "", &[]),
+    ("dotmac_denial_events_pending", "", &[]),
     ("dotmac_tunnels", "", &[]),
     (
         "dotmac_limited_total",

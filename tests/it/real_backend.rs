@@ -262,7 +262,11 @@ async fn every_operation_of_the_backend_falls_under_a_rule() {
 
     for (line, missing) in [
         ("    - { prefix: /api/v1/support, feature: tickets }\n", 4),
-        ("    - { match: { path: \"/api/v1/customers/{id}/tickets\", methods: [POST] }, feature: tickets }\n", 1),
+        (
+            "    - { match: { path: \"/api/v1/customers/{id}/tickets\", methods: [POST] }, feature: tickets, meter: { window: month, \
+             limit: hard } }\n",
+            1,
+        ),
     ] {
         let text = dotmac("127.0.0.1:8000");
         assert!(text.contains(line), "{line}");

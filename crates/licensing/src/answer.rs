@@ -78,6 +78,10 @@ pub enum Failure {
     BodyTooLarge,
     /// The body is not what the path takes.
     BodyInvalid,
+    /// The body does not say which way to an upgrade was followed.
+    ClickInvalid,
+    /// No rule asks for the feature.
+    FeatureUnknown,
     /// The value of `Idempotency-Key` is none.
     IdempotencyKeyInvalid,
     /// The key was used with another request.
@@ -236,6 +240,17 @@ impl Failure {
                 3,
                 "The body must be a JSON object such as {\"new_plan\":\"professional\"}.",
             ),
+            Self::ClickInvalid => row(
+                400,
+                "Body invalid",
+                "body_invalid",
+                "http_request_error",
+                3,
+                "The body must be a JSON object such as {\"feature\":\"crm\"}.",
+            ),
+            Self::FeatureUnknown => {
+                row(422, "Feature unknown", "unknown_feature", "http_request_error", 3, "There is no such feature.")
+            }
             Self::IdempotencyKeyInvalid => row(
                 400,
                 "Idempotency key invalid",
@@ -312,6 +327,12 @@ impl Answer {
                 Self { status: 200, headers, body: document.into_bytes() }
             }
         }
+    }
+
+    /// What was asked for is done, and there is nothing to say of it.
+    pub fn done(request_id: &str) -> Self {
+        let headers = vec![("Cache-Control", "no-store".to_owned()), ("X-Request-ID", request_id.to_owned())];
+        Self { status: 204, headers, body: Vec::new() }
     }
 
     /// An upgrade that was asked for, and is left to somebody else.
@@ -426,7 +447,8 @@ impl Answers {
         render(refused.status(), headers, &members, 9, format)
     }
 
-    fn upgrade_url(&self, feature: &str) -> String {
+    /// Where a plan with `feature` is bought.
+    pub fn upgrade_url(&self, feature: &str) -> String {
         let encoded = percent_encoding::utf8_percent_encode(feature, percent_encoding::NON_ALPHANUMERIC);
         // Unreserved characters (RFC 3986 section 2.3) stay readable.
         let encoded = encoded.to_string().replace("%2D", "-").replace("%5F", "_").replace("%2E", ".");

@@ -21,4 +21,5 @@ pub mod renewal;
 pub mod routes;
 pub mod tenant;
 pub mod time;
+pub mod upgrade_link;
 pub mod view;

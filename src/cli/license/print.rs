@@ -1,10 +1,8 @@
 //! How licences, their changes and their audit are printed: as tables for people, as JSON or YAML for programs.
 
-use std::io::{Write, stdout};
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::ValueEnum;
 use licensing::amend::Holding;
 use licensing::license::{License, Validity};
 use licensing::tenant::TenantId;
@@ -13,18 +11,9 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::Failure;
+pub(super) use crate::cli::output::Format;
+use crate::cli::output::{write, yaml};
 use crate::manage::AuditEntry;
-
-/// How it is printed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Format {
-    /// For people
-    Table,
-    /// One JSON document
-    Json,
-    /// One YAML document
-    Yaml,
-}
 
 /// A list that is printed as it comes.
 pub(super) struct Listing {
@@ -57,18 +46,6 @@ pub(super) struct Changed<'a> {
     tenant_id: TenantId,
     before: &'a Holding,
     after: &'a Holding,
-}
-
-impl Format {
-    /// Print one document.
-    pub(super) fn print(self, document: &impl Serialize, table: impl FnOnce() -> String) -> Result<(), Failure> {
-        let text = match self {
-            Self::Table => table(),
-            Self::Json => serde_json::to_string_pretty(document).context("JSON")? + "\n",
-            Self::Yaml => yaml(document)?,
-        };
-        write(&text)
-    }
 }
 
 impl Listing {
@@ -228,12 +205,4 @@ fn until(end: Timestamp) -> String {
 
 fn or_none(text: &str) -> String {
     if text.is_empty() { "none".to_owned() } else { text.to_owned() }
-}
-
-fn yaml(document: &impl Serialize) -> anyhow::Result<String> {
-    serde_saphyr::to_string(document).context("YAML")
-}
-
-fn write(text: &str) -> Result<(), Failure> {
-    stdout().lock().write_all(text.as_bytes()).context("standard output").map_err(Failure::Failed)
 }

@@ -8,10 +8,6 @@
 
 #![allow(dead_code, unused_imports, reason = "a vocabulary for tests: not every word is in use at every moment")]
 
-use std::sync::LazyLock;
-
-use tokio::runtime::{Builder, Handle, Runtime};
-
 pub(crate) mod backend;
 pub(crate) mod browser;
 pub(crate) mod client;
@@ -24,6 +20,7 @@ mod protocol;
 pub(crate) mod proxy;
 pub(crate) mod raw_h2;
 pub(crate) mod redis;
+mod runtime;
 pub(crate) mod sentinel;
 pub(crate) mod standby;
 pub(crate) mod tls;
@@ -40,22 +37,10 @@ pub(crate) use pooler::Pooler;
 pub(crate) use postgres::{Database, Postgres, Session};
 pub(crate) use proxy::{Proxy, ProxyBuilder, Running};
 pub(crate) use redis::{Redis, RedisOptions};
+use runtime::background;
 pub(crate) use sentinel::Sentinel;
 pub(crate) use standby::Standby;
 pub(crate) use transport::Transport;
 pub(crate) use upstream::{Recorded, Reply, Upstream};
 pub(crate) use wire::{Held, Wire};
 pub(crate) use world::{License, World};
-
-/// Where the harness's wires, upstreams and connections run.
-fn background() -> &'static Handle {
-    static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
-        Builder::new_multi_thread()
-            .worker_threads(2)
-            .thread_name("harness")
-            .enable_all()
-            .build()
-            .expect("a runtime of two threads")
-    });
-    RUNTIME.handle()
-}

@@ -428,9 +428,11 @@ impl Place {
     }
 }
 
-/// What the tests of all runs in this target directory share: locks, the address of the server, the result of `initdb`.
+/// What the tests of all runs in this target directory share: locks, the address of the server, the result of `initdb`. Cargo
+/// names the directory to integration tests only; the tests of the library find the server of the same run in the usual place.
 fn shared_dir() -> PathBuf {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("postgres");
+    let target = option_env!("CARGO_TARGET_TMPDIR").unwrap_or(concat!(env!("CARGO_MANIFEST_DIR"), "/target/tmp"));
+    let dir = Path::new(target).join("postgres");
     std::fs::create_dir_all(&dir).expect("the target directory is writable");
     dir
 }

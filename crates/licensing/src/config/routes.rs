@@ -285,3 +285,36 @@ impl fmt::Display for PathPattern {
 }
 
 text_type!(PathPattern, pattern: r"^/[^ \\?#%;*<>]*$", examples: ["/api/v1/crm", "/api/v1/customers/{id}/tickets"]);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_and_configuration_name_windows_alike() {
+        for window in [Window::Day, Window::Month, Window::Anchored, Window::Lifetime] {
+            assert_eq!(serde_json::to_value(window).expect("a text"), window.as_str());
+        }
+    }
+
+    #[test]
+    fn a_meter_counts_its_methods() {
+        let method = |name: &str| name.parse::<Method>().expect("a method");
+        let meter = |methods: &[&str]| Meter {
+            methods: methods.iter().map(|name| method(name)).collect(),
+            count: CountKind::default(),
+            window: Window::default(),
+            limit: LimitKind::default(),
+        };
+        for (methods, asked, counts) in [
+            (&[][..], "POST", true),
+            (&[], "PROPFIND", true),
+            (&["POST", "PUT"], "PUT", true),
+            (&["POST", "PUT"], "GET", false),
+            (&["GET"], "HEAD", true),
+            (&["HEAD"], "GET", false),
+        ] {
+            assert_eq!(meter(methods).counts(asked), counts, "{asked} by {methods:?}");
+        }
+    }
+}

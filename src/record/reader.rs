@@ -1,20 +1,16 @@
-//! How much a tenant has used this month: asked of the source for the licence API alone, never on a request's way through
-//! the gate.
+//! How much a tenant has used: asked of the stores for the licence API alone, never on a request's way through the gate.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use jiff::civil::Date;
-use jiff::tz::TimeZone;
 use licensing::tenant::TenantId;
-use licensing::time::Timestamp;
 use licensing::view::Usage;
 use moka::sync::Cache;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use crate::stores::Source;
+use crate::stores::{Since, UsageSource};
 
 /// For how long an answer is given again: whoever looks all the time costs the source little.
 const FRESH_FOR: Duration = Duration::from_secs(5);
@@ -26,8 +22,8 @@ const REMEMBERED: u64 = 10_000;
 const WAITING: usize = 256;
 
 /// What is known of tenants' use, and who asks for more.
-pub(super) struct UsageReader {
-    source: Arc<dyn Source>,
+pub(crate) struct UsageReader {
+    source: Arc<dyn UsageSource>,
     /// Where queries run: not on the caller's task, which may end while others still wait for the same answer.
     runtime: Handle,
     /// How long a caller waits.
@@ -48,14 +44,15 @@ struct Slot {
 
 #[derive(Clone)]
 struct Reading {
-    month: Date,
+    since: Since,
     tried_at: Instant,
-    /// The last that was read in this month.
+    /// The last that was read of it.
     usage: Option<Arc<Usage>>,
 }
 
 impl UsageReader {
-    pub(super) fn new(source: Arc<dyn Source>, runtime: Handle, deadline: Duration) -> Self {
+    /// Ask `source` on `runtime`; whoever reads waits no longer than `deadline`.
+    pub(crate) fn new(source: Arc<dyn UsageSource>, runtime: Handle, deadline: Duration) -> Self {
         Self {
             source,
             runtime,
@@ -66,56 +63,51 @@ impl UsageReader {
         }
     }
 
-    /// What `tenant` has used in the month of `now`, a few seconds old perhaps; none if nobody can tell. `ask`: whether
-    /// there is a point in asking the source.
-    pub(super) async fn of(&self, tenant: TenantId, now: Timestamp, ask: bool) -> Option<Arc<Usage>> {
-        let month = first_of_month(now)?;
+    /// What `tenant` has used since then, a few seconds old perhaps; none if nobody can tell. `ask`: whether there is a point in
+    /// asking the source.
+    pub(crate) async fn of(&self, tenant: TenantId, since: &Since, ask: bool) -> Option<Arc<Usage>> {
         let slot = self.known.get_with(tenant, Arc::default);
         if ask
-            && !slot.is_fresh(month)
+            && !slot.is_fresh(since)
             && let Ok(place) = Arc::clone(&self.waiting).try_acquire_owned()
         {
             let (source, asking, slot) = (Arc::clone(&self.source), Arc::clone(&self.asking), Arc::clone(&slot));
+            let since = since.clone();
             let asked = self.runtime.spawn(async move {
                 let _place = place;
                 let _turn = slot.turn.lock().await;
                 let Ok(_asking) = asking.acquire().await else { return };
-                if slot.is_fresh(month) {
+                if slot.is_fresh(&since) {
                     return;
                 }
-                let usage = source.usage(tenant, month).await;
+                let usage = source.usage(tenant, &since).await;
                 if let Err(error) = &usage {
                     tracing::warn!(%error, "the use of licences can't be read");
                 }
-                slot.put(month, usage.ok());
+                slot.put(since, usage.ok());
             });
             // Too late: what it finds is for those who come later.
             let _ = tokio::time::timeout(self.deadline, asked).await;
         }
-        slot.last_of(month)
+        slot.last_of(since)
     }
 }
 
 impl Slot {
     /// Whether somebody has asked just now, in vain or not.
-    fn is_fresh(&self, month: Date) -> bool {
+    fn is_fresh(&self, since: &Since) -> bool {
         let last = self.last.lock();
-        last.as_ref().is_some_and(|last| last.month == month && last.tried_at.elapsed() < FRESH_FOR)
+        last.as_ref().is_some_and(|last| last.since == *since && last.tried_at.elapsed() < FRESH_FOR)
     }
 
-    fn last_of(&self, month: Date) -> Option<Arc<Usage>> {
-        self.last.lock().as_ref().filter(|last| last.month == month)?.usage.clone()
+    fn last_of(&self, since: &Since) -> Option<Arc<Usage>> {
+        self.last.lock().as_ref().filter(|last| last.since == *since)?.usage.clone()
     }
 
-    fn put(&self, month: Date, usage: Option<Usage>) {
-        let usage = usage.map(Arc::new).or_else(|| self.last_of(month));
-        *self.last.lock() = Some(Reading { month, tried_at: Instant::now(), usage });
+    fn put(&self, since: Since, usage: Option<Usage>) {
+        let usage = usage.map(Arc::new).or_else(|| self.last_of(&since));
+        *self.last.lock() = Some(Reading { since, tried_at: Instant::now(), usage });
     }
-}
-
-fn first_of_month(now: Timestamp) -> Option<Date> {
-    let now = jiff::Timestamp::from_microsecond(now.as_micros()).ok()?;
-    Some(now.to_zoned(TimeZone::UTC).date().first_of_month())
 }
 
 #[cfg(test)]
@@ -123,15 +115,19 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use async_trait::async_trait;
+    use jiff::civil::Date;
     use uuid::Uuid;
 
     use super::*;
-    use crate::stores::{Answer, StoreError, StoreName};
+    use crate::stores::{StoreError, StoreName};
 
-    /// 2026-11-23T08:00:00Z.
-    const NOVEMBER: Timestamp = Timestamp::from_micros(1_795_420_800_000_000);
-    /// 2026-12-01T00:00:00Z.
-    const DECEMBER: Timestamp = Timestamp::from_micros(1_796_083_200_000_000);
+    fn november() -> Since {
+        Since { day: Date::constant(2026, 11, 1), of: Vec::new() }
+    }
+
+    fn december() -> Since {
+        Since { day: Date::constant(2026, 12, 1), of: Vec::new() }
+    }
 
     /// Answers with the number of the question, or not at all.
     #[derive(Default)]
@@ -141,29 +137,13 @@ mod tests {
     }
 
     #[async_trait]
-    impl Source for Fake {
-        async fn load(&self, tenants: &[TenantId]) -> Result<Vec<Answer>, StoreError> {
-            Ok(vec![Ok(None); tenants.len()])
-        }
-
-        async fn probe(&self) -> Result<(), StoreError> {
-            Ok(())
-        }
-
-        fn queries_at_once(&self) -> usize {
-            1
-        }
-
-        fn name(&self) -> StoreName {
-            StoreName::File
-        }
-
-        async fn usage(&self, _: TenantId, since: Date) -> Result<Usage, StoreError> {
+    impl UsageSource for Fake {
+        async fn usage(&self, _: TenantId, since: &Since) -> Result<Usage, StoreError> {
             tokio::task::yield_now().await;
             let number = self.asked.fetch_add(1, Ordering::Relaxed);
             match self.fails.load(Ordering::Relaxed) {
                 true => Err(StoreError::unavailable(StoreName::File, "as the test wants")),
-                false => Ok(Usage::from([(since.to_string().into(), i64::try_from(number).expect("small"))])),
+                false => Ok(Usage::from([(since.day.to_string().into(), i64::try_from(number).expect("small"))])),
             }
         }
     }
@@ -181,36 +161,41 @@ mod tests {
     #[tokio::test]
     async fn many_who_ask_at_once_are_one_question() {
         let (fake, reader) = reader();
-        let answers = futures_util::future::join_all((0..100).map(|_| reader.of(tenant(1), NOVEMBER, true))).await;
+        let november = november();
+        let answers = futures_util::future::join_all((0..100).map(|_| reader.of(tenant(1), &november, true))).await;
         assert_eq!(fake.asked.load(Ordering::Relaxed), 1);
         let expected = Arc::new(Usage::from([("2026-11-01".into(), 0)]));
         assert!(answers.iter().all(|answer| answer.as_ref() == Some(&expected)));
-        reader.of(tenant(2), NOVEMBER, true).await;
+        reader.of(tenant(2), &november, true).await;
         assert_eq!(fake.asked.load(Ordering::Relaxed), 2, "each tenant for itself");
     }
 
     #[tokio::test]
-    async fn a_month_ends_what_was_known() {
+    async fn another_period_ends_what_was_known() {
         let (fake, reader) = reader();
-        reader.of(tenant(1), NOVEMBER, true).await;
-        let december = reader.of(tenant(1), DECEMBER, true).await;
+        reader.of(tenant(1), &november(), true).await;
+        let december = reader.of(tenant(1), &december(), true).await;
         assert_eq!(december, Some(Arc::new(Usage::from([("2026-12-01".into(), 1)]))));
         fake.fails.store(true, Ordering::Relaxed);
-        assert_eq!(reader.of(tenant(1), NOVEMBER, true).await, None, "what was of another month is not of this one");
+        assert_eq!(
+            reader.of(tenant(1), &november(), true).await,
+            None,
+            "what was of another period is not of this one"
+        );
     }
 
     #[tokio::test]
     async fn a_failure_leaves_what_was_known() {
         let (fake, reader) = reader();
-        let known = reader.of(tenant(1), NOVEMBER, true).await;
+        let known = reader.of(tenant(1), &november(), true).await;
         fake.fails.store(true, Ordering::Relaxed);
         let slot = reader.known.get(&tenant(1)).expect("known");
         slot.last.lock().as_mut().expect("read").tried_at -= FRESH_FOR;
-        assert_eq!(reader.of(tenant(1), NOVEMBER, true).await, known);
-        assert_eq!(reader.of(tenant(1), NOVEMBER, true).await, known);
+        assert_eq!(reader.of(tenant(1), &november(), true).await, known);
+        assert_eq!(reader.of(tenant(1), &november(), true).await, known);
         assert_eq!(fake.asked.load(Ordering::Relaxed), 2, "a failure is not tried again at once");
-        assert_eq!(reader.of(tenant(2), NOVEMBER, true).await, None);
-        assert_eq!(reader.of(tenant(3), NOVEMBER, false).await, None);
+        assert_eq!(reader.of(tenant(2), &november(), true).await, None);
+        assert_eq!(reader.of(tenant(3), &november(), false).await, None);
         assert_eq!(fake.asked.load(Ordering::Relaxed), 3, "nobody is asked where there is no point");
     }
 }
