@@ -578,6 +578,16 @@ impl Metrics {
         self.live.with_label_values(&[channel.as_str()]).set(live.into());
     }
 
+    /// What is known of the health of a store.
+    pub(crate) fn set_breaker(&self, store: &str, state: BreakerState) {
+        let value = match state {
+            BreakerState::Closed => 0,
+            BreakerState::Suspect => 1,
+            BreakerState::Open => 2,
+        };
+        self.breaker_state.with_label_values(&[store]).set(value);
+    }
+
     /// Take down what is only known when asked, at `now`.
     pub(crate) fn observe(&self, licenses: &Licenses, load: &Load, now: Timestamp) {
         let counts = load.counts();
@@ -596,12 +606,7 @@ impl Metrics {
             self.expiring.with_label_values(&[within]).set(count);
         }
         for (store, state) in licenses.breakers() {
-            let value = match state {
-                BreakerState::Closed => 0,
-                BreakerState::Suspect => 1,
-                BreakerState::Open => 2,
-            };
-            self.breaker_state.with_label_values(&[store.as_str()]).set(value);
+            self.set_breaker(store.as_str(), state);
         }
         for channel in Channel::ALL {
             self.set_live(channel, licenses.is_live(channel));

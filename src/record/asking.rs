@@ -2,6 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::civil::Date;
@@ -10,7 +11,7 @@ use licensing::quota::{Exhausted, Period};
 use licensing::tenant::TenantId;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::lease::{Holding, Lease, Take};
+use super::lease::{Lease, Take};
 use super::lines::day_of;
 use super::reservation::Reservation;
 use super::{Attempt, LeaseOutcome, Moment, NoLease, QuotaAsk, Recorder};
@@ -92,7 +93,7 @@ impl Recorder {
     }
 
     fn may_ask_in_advance(&self) -> bool {
-        self.breaker.allows() && !self.ends.load(std::sync::atomic::Ordering::Acquire)
+        self.breaker.allows() && !self.ends.load(Ordering::Acquire)
     }
 
     /// The day on which the anchored windows of `tenant` begin. It never changes.
@@ -243,7 +244,7 @@ impl Asking {
         let outcome = if answer.granted > 0 { LeaseOutcome::Granted } else { LeaseOutcome::Exhausted };
         metrics.quota_leases.of(outcome).inc();
         self.is_over = true;
-        self.holding(|holding| holding.answered(request, answer, Instant::now().into_std()));
+        self.lease.holding().answered(request, answer, Instant::now().into_std());
         self.lease.news.notify_waiters();
         Ok(())
     }
@@ -270,10 +271,6 @@ impl Asking {
             self.is_over = true;
         }
         next
-    }
-
-    fn holding(&self, then: impl FnOnce(&mut Holding)) {
-        then(&mut self.lease.holding());
     }
 }
 

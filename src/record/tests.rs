@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use super::model::{DEADLINE, Everybody, MARCH, World, tenant};
 use super::reservation::Remaining;
 use super::*;
-use crate::stores::Standing;
+use crate::stores::{BreakerState, Standing};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -280,6 +280,8 @@ async fn in_an_outage_leases_at_hand_are_used_and_nobody_waits() {
     assert_eq!((begun.elapsed(), leases(&world)), (Duration::ZERO, asked), "nobody waits or asks");
     assert!(!replica.flush(world.now()).await);
     assert_eq!(world.store.posts.load(Ordering::Relaxed), 0);
+    let text = String::from_utf8(replica.metrics.render().expect("metrics")).expect("a text");
+    assert!(text.contains("dotmac_store_breaker_state{store=\"usage\"} 2\n"));
 
     world.store.set(|mood| mood.is_down = false);
     sleep(2 * SECOND).await;
@@ -296,7 +298,7 @@ async fn lateness_alone_is_no_outage_and_silence_is() {
     world.store.set(|mood| mood.is_late = true);
     for _ in 0..10 {
         assert_eq!(world.reserve(&replica, &ask).await.err(), Some(NoLease { certain: false }));
-        assert_eq!(replica.breaker_state(), BreakerState::Closed);
+        assert_eq!(replica.breaker.state(), BreakerState::Closed);
     }
     world.store.set(|mood| (mood.is_late, mood.takes) = (false, 10 * SECOND));
     assert_eq!(world.reserve(&replica, &world.ask(tenant(2), 9)).await.err(), Some(NoLease { certain: false }));
@@ -508,7 +510,7 @@ async fn what_can_t_be_written_spoils_nothing_else() {
     let dropped = DropCause::ALL.map(|cause| metrics.usage_dropped.of(cause).get());
     assert_eq!((dropped, metrics.denial_events_dropped.get(), metrics.usage_recorded.get()), ([0, 1, 1], 1, 998));
     assert_eq!(metrics.usage_flushes.of(FlushOutcome::Failed).get(), 0);
-    assert_eq!(replica.breaker_state(), BreakerState::Closed, "it answers");
+    assert_eq!(replica.breaker.state(), BreakerState::Closed, "it answers");
     let denials = |posted: &crate::stores::Batch| posted.denials.len();
     assert!(world.store.posted.lock().iter().map(denials).sum::<usize>() >= 1_000);
     assert!(world.store.posts.load(Ordering::Relaxed) < 60, "it is found by halves");

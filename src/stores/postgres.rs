@@ -58,10 +58,12 @@ pub(super) const LOAD: &str = "SELECT tenant_id, plan_tier::text, \
 const PROBE: &str = "SELECT tenant_id, plan_tier, features IS NULL, usage_limits IS NULL, \
      features_until IS NULL, valid_from, valid_until, auto_renew, revision FROM tenant_licenses LIMIT 1";
 
-/// What a tenant has used since a day, by feature: as many as a licence could ever name.
-const USAGE: &str = "SELECT feature_name::text, coalesce(sum(usage_count), 0)::bigint FROM feature_usage \
+/// What a tenant has used since a day, by feature: as many as a licence could ever name. The second bound is for the index, which
+/// knows no features.
+pub(super) const USAGE: &str = "SELECT feature_name::text, coalesce(sum(usage_count), 0)::bigint FROM feature_usage \
      LEFT JOIN unnest($3::text[], $4::text[]) AS named (feature, since) ON named.feature = feature_name \
      WHERE tenant_id = $1 AND usage_date >= coalesce(named.since::date, $2::text::date) \
+       AND usage_date >= (SELECT least($2::text::date, min(since::date)) FROM unnest($4::text[]) AS list (since)) \
      GROUP BY feature_name ORDER BY feature_name LIMIT 1000";
 
 /// How far a server is, as [`Replayed::read`] reads it.

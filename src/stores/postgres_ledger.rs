@@ -152,10 +152,6 @@ async fn enter(client: &Client, order: &Order<'_>) -> Result<Option<Entered>, In
         license.revision = put_license(client, before.license.as_ref(), license).await?;
     }
     put_addons(client, order.tenant, &before.addons, &after.addons).await?;
-    if outcome == Outcome::Applied {
-        let gained = gained(before.license.as_ref(), after.license.as_ref(), order.now);
-        mark_upgraded(client, order.tenant, &gained, order.now).await?;
-    }
     let id = Uuid::new_v4();
     let written = Audited {
         outcome: &outcome.to_string(),
@@ -168,6 +164,10 @@ async fn enter(client: &Client, order: &Order<'_>) -> Result<Option<Entered>, In
         let from_plan = before.license.as_ref().map(|license| &*license.plan);
         let message = json!({ "id": id, "tenant_id": order.tenant, "command": order.command, "from_plan": from_plan });
         notify(client, REQUESTS, &message.to_string()).await?;
+    } else if outcome == Outcome::Applied {
+        // Last, since those who write denials wait from here on.
+        let gained = gained(before.license.as_ref(), after.license.as_ref(), order.now);
+        mark_upgraded(client, order.tenant, &gained, order.now).await?;
     }
     Ok(Some(Entered { before, after, outcome, repeated: false, position: None }))
 }

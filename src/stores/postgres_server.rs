@@ -321,8 +321,17 @@ pub(super) fn failure(error: &Error) -> StoreError {
     match error.code() {
         // A statement_timeout of the server's or the URL's is a time-out like our own, and so is a lock that somebody holds.
         Some(&(SqlState::QUERY_CANCELED | SqlState::LOCK_NOT_AVAILABLE)) => late(explain(error)),
+        Some(code) if is_about_content(code) => {
+            StoreError::Refused { store: StoreName::Postgres, message: explain(error) }
+        }
         _ => unavailable(explain(error)),
     }
+}
+
+/// Whether it is what was sent that can't be taken: a value (SQLSTATE class 22), a constraint (23), or a trigger of somebody's
+/// own (P0).
+fn is_about_content(code: &SqlState) -> bool {
+    ["22", "23", "P0"].iter().any(|class| code.code().starts_with(class))
 }
 
 pub(super) fn explain(error: &Error) -> String {

@@ -100,7 +100,7 @@ impl Site {
 #[tokio::test]
 async fn what_is_old_goes_and_what_is_younger_stays() {
     let site = Site::new().await;
-    site.fill("1, 6, 8, 89, 91, 399, 402").await;
+    site.fill("1, 6, 8, 89, 91, 399, 400, 402").await;
     let lifetime = format!(
         "INSERT INTO usage_windows (tenant_id, feature, window_kind, start_date, end_date, used)
          VALUES ('{}', 'crm', 'lifetime', '0001-01-01', 'infinity', 0)",
@@ -108,18 +108,21 @@ async fn what_is_old_goes_and_what_is_younger_stays() {
     );
     site.database.execute(&lifetime).await;
     let removed = json!({
-        "feature_usage": 1, "usage_windows": 1, "feature_denial_events": 3, "shadow_denial_events": 3, "upgrade_marks": 3,
-        "usage_batches": 5,
+        "feature_usage": 1, "usage_windows": 1, "feature_denial_events": 4, "shadow_denial_events": 4, "upgrade_marks": 4,
+        "usage_batches": 6,
     });
     let dry = site.succeed(&["--dry-run"]).await;
     assert_eq!(dry, json!({ "removed": removed, "interrupted": false }));
-    assert_eq!((site.left("feature_usage").await, site.audit().await), ("1 6 8 89 91 399 402".to_owned(), json!([])));
+    assert_eq!(
+        (site.left("feature_usage").await, site.audit().await),
+        ("1 6 8 89 91 399 400 402".to_owned(), json!([]))
+    );
 
     let done = site.succeed(&["--actor", "ops", "--reason", "the books are closed"]).await;
     assert_eq!(done, dry);
     for (table, left) in [
-        ("feature_usage", "1 6 8 89 91 399"),
-        ("usage_windows", "0 1 6 8 89 91 399"),
+        ("feature_usage", "1 6 8 89 91 399 400"),
+        ("usage_windows", "0 1 6 8 89 91 399 400"),
         ("feature_denial_events", "1 6 8 89"),
         ("shadow_denial_events", "1 6 8 89"),
         ("upgrade_marks", "1 6 8 89"),
@@ -133,10 +136,10 @@ async fn what_is_old_goes_and_what_is_younger_stays() {
 
     // Other ages, and none at all.
     site.succeed(&["--usage-older-than", "never", "--denials-older-than", "80d"]).await;
-    assert_eq!(site.left("feature_usage").await, "1 6 8 89 91 399");
+    assert_eq!(site.left("feature_usage").await, "1 6 8 89 91 399 400");
     assert_eq!(site.left("feature_denial_events").await, "1 6 8");
     let ended = site.run(&["--usage-older-than", "2000h", "--denials-older-than", "never"]).await;
-    assert!(ended.stdout.contains("feature_usage                     3 removed\n"), "{ended:?}");
+    assert!(ended.stdout.contains("feature_usage                     4 removed\n"), "{ended:?}");
     assert!(!ended.stdout.contains("denial"), "{ended:?}");
     assert_eq!(site.left("feature_usage").await, "1 6 8");
     assert_eq!(site.count("tenant_licenses").await, 1);

@@ -11,6 +11,7 @@ use secrecy::SecretString;
 use uuid::Uuid;
 
 use super::*;
+use crate::stores::postgres::USAGE;
 use crate::stores::postgres_batch::{COUNT, SETTLE};
 use crate::stores::postgres_denials::{MARK_CLICKED, MARK_UPGRADED};
 use crate::stores::servers::pooler::Pooler;
@@ -373,6 +374,27 @@ async fn an_answer_that_is_lost_is_no_second_lease_and_no_second_batch() {
 }
 
 #[tokio::test]
+async fn what_is_refused_for_its_content_is_told_from_what_may_be_taken_later() {
+    let site = Site::new().await;
+    let tenant = site.tenant().await;
+    let error = async || site.store.post(&counts(vec![count(tenant, 1, 0)])).await.expect_err("a refusal");
+    site.database.execute("ALTER TABLE feature_usage ADD CONSTRAINT own CHECK (feature_name <> 'tickets')").await;
+    let refused = error().await;
+    assert!(matches!(refused, StoreError::Refused { .. }), "a constraint: {refused}");
+    let raise = "ALTER TABLE feature_usage DROP CONSTRAINT own;
+        CREATE FUNCTION own() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not here'; END $$;
+        CREATE TRIGGER own BEFORE INSERT ON feature_usage FOR EACH ROW EXECUTE FUNCTION own()";
+    site.database.execute(raise).await;
+    let refused = error().await;
+    assert!(matches!(refused, StoreError::Refused { .. }), "a trigger: {refused}");
+    // Somebody will run `migrate`, or has yet to.
+    site.database.execute("ALTER TABLE usage_batches RENAME TO elsewhere").await;
+    let unavailable = error().await;
+    assert!(matches!(unavailable, StoreError::Unavailable { .. }), "a table that is missing: {unavailable}");
+    assert_eq!(site.usage(tenant).await, 0);
+}
+
+#[tokio::test]
 async fn the_same_batch_on_two_connections_is_written_once() {
     let site = Site::new().await;
     let replicas = [site.another(), site.another(), site.another()];
@@ -682,6 +704,7 @@ async fn no_denial_falls_between_a_batch_and_a_click() {
 /// Batches that touch the same rows in any order, and clicks among them, are in nobody's way for good.
 #[tokio::test]
 async fn nobody_waits_for_each_other_for_ever() {
+    const ROUNDS: usize = 10;
     let site = Site::new().await;
     let mut tenants = Vec::new();
     for _ in 0..20 {
@@ -689,31 +712,43 @@ async fn nobody_waits_for_each_other_for_ever() {
         site.put_window(tenants[tenants.len() - 1], 0, 0).await;
     }
     let replicas = (0..4).map(|_| site.another()).collect::<Vec<_>>();
-    let at = Timestamp::parse("2026-11-23T10:05:00Z").expect("a time");
+    let at = Timestamp::parse("2026-11-23T10:55:00Z").expect("a time");
+    let of_minute = |tenants: &[TenantId], minute: u32| {
+        let minute = format!("2026-11-23T10:{minute:02}:00Z");
+        tenants.iter().map(|tenant| denial(*tenant, &minute, 1)).collect::<Vec<_>>()
+    };
     let work = async |place: usize, store: &PostgresUsage| {
-        for round in 0..15 {
+        for round in 0..ROUNDS {
             let mut order = tenants.clone();
             order.rotate_left((place * 7 + round) % tenants.len());
-            if place % 2 == 0 {
+            if place.is_multiple_of(2) {
                 order.reverse();
             }
-            let lines = |minute: &str| order.iter().map(|tenant| denial(*tenant, minute, 1)).collect::<Vec<_>>();
-            let posted = Batch {
-                id: Uuid::new_v4(),
+            // All of it in one batch, and each kind by itself: else those who wait for the first kind never meet at the next.
+            let all = Batch {
                 counts: order.iter().map(|tenant| count(*tenant, 1, 1)).collect(),
                 settlements: order.iter().map(|tenant| settlement(*tenant, 100, 1, 0)).collect(),
-                denials: [lines("2026-11-23T10:00:00Z"), lines("2026-11-23T10:01:00Z")].concat(),
-                thresholds: Arc::from([80]),
+                denials: (0..30).flat_map(|minute| of_minute(&order, minute)).collect(),
+                ..batch()
             };
-            store.post(&posted).await.expect("posted");
+            for (with_counts, with_settlements, with_denials) in
+                [(true, true, true), (true, false, false), (false, true, false), (false, false, true)]
+            {
+                let mut part = Batch { id: Uuid::new_v4(), ..all.clone() };
+                part.counts.retain(|_| with_counts);
+                part.settlements.retain(|_| with_settlements);
+                part.denials.retain(|_| with_denials);
+                store.post(&part).await.expect("posted");
+            }
             store.clicked(order[0], "crm", at).await.expect("clicked");
             store.lease(&ask(order[1], 1_000, 1, 8)).await.expect("a lease");
         }
     };
     join_all(replicas.iter().enumerate().map(|(place, store)| work(place, store))).await;
-    assert_eq!(site.number("SELECT sum(usage_count) FROM feature_usage").await, 4 * 15 * 20);
-    assert_eq!(site.number("SELECT sum(used) FROM usage_windows").await, 2 * 4 * 15 * 20);
-    assert_eq!(site.number("SELECT sum(count) FROM feature_denial_events").await, 2 * 4 * 15 * 20);
+    let each = 4 * 2 * i64::try_from(ROUNDS).expect("few");
+    assert_eq!(site.number("SELECT sum(usage_count) FROM feature_usage").await, each * 20);
+    assert_eq!(site.number("SELECT sum(used) FROM usage_windows").await, 2 * each * 20);
+    assert_eq!(site.number("SELECT sum(count) FROM feature_denial_events").await, each * 20 * 30);
     for name in [TransactionName::Usage, TransactionName::Click, TransactionName::Lease] {
         assert_eq!(site.counted(name, TransactionOutcome::Retried), 0, "{name:?}: no deadlock had to be broken");
     }
@@ -897,6 +932,12 @@ async fn nothing_reads_a_whole_table() {
             "uuid, text, text, text, text",
             format!("{key}, '2026-12-01'"),
             &["idx_feature_usage_tenant_date"],
+        ),
+        (
+            USAGE.to_owned(),
+            "uuid, text, text[], text[]",
+            format!("{tenant}, '2026-11-01', '{{crm,tickets}}', '{{2026-10-31,2026-11-23}}'"),
+            &["Index Cond: ((tenant_id = '", "(usage_date >= $0)"],
         ),
         (
             COUNT.to_owned(),
