@@ -12,6 +12,8 @@ import json
 import statistics
 import sys
 
+ORDER = ["bare", "control", "memory", "core", "denial", "redis", "metered", "near", "flood"]
+
 
 def quartiles(values):
     values = sorted(values)
@@ -37,7 +39,7 @@ def report(records, out):
     with open(records) as lines:
         records = [json.loads(line) for line in lines]
     cases = list(dict.fromkeys(record["case"] for record in records))
-    cases.sort(key=lambda case: ["bare", "control", "memory", "core", "denial", "redis"].index(case))
+    cases.sort(key=ORDER.index)
 
     def values(kind, case, key):
         return {r["round"]: r["load"][key] for r in records if (r["kind"], r["case"]) == (kind, case)}

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::access_log::ANSWERED;
 use crate::clock::wall_clock;
-use crate::gate::{Gate, Identity, Policy, Ruling};
+use crate::gate::{FeatureUse, Gate, Identity, Policy, Ruling};
 use crate::metrics::Outcome;
 use crate::snapshot::Snapshots;
 
@@ -60,6 +60,8 @@ pub(crate) struct Explanation {
     readings: Vec<ExplainedReading>,
     mode: ExplainedMode,
     license: Option<ExplainedLicense>,
+    /// The features that the request is counted for, and how much of their limits is used without it.
+    usage: Vec<ExplainedUse>,
     /// The body of our answer.
     answer: Option<Value>,
     /// What would change the decision.
@@ -114,6 +116,20 @@ struct ExplainedLicense {
     fallback: Option<&'static str>,
 }
 
+/// How a feature stands that is metered.
+#[derive(Debug, Serialize)]
+struct ExplainedUse {
+    feature: Arc<str>,
+    /// None: as much as is asked for, or nobody has looked, see `decision` and `reason`.
+    limit: Option<u64>,
+    /// Of that limit, what is under way included.
+    used: Option<u64>,
+    /// `day`, `month`, `anchored` or `lifetime`.
+    window: Option<&'static str>,
+    /// None: never, or of no use.
+    resets_at: Option<Timestamp>,
+}
+
 /// Something that would change the decision.
 #[derive(Debug, Serialize)]
 struct Remedy {
@@ -139,8 +155,9 @@ impl Explainer {
         let rules = route.as_ref().map(|route| route.rules().to_vec()).unwrap_or_default();
         let refusal = route.as_ref().err().copied();
         let identity = asked.tenant.map_or(Identity::Missing, Identity::Tenant);
-        let ruling = self.gate.try_out(policy, &asked.method, route, identity).await;
-        let case = Case { policy, asked: &asked, ruling: &ruling, rules: &rules, refusal, now: ruling.decided_at };
+        let (ruling, uses) = self.gate.try_out(policy, &asked.method, route, identity).await;
+        let (now, uses) = (ruling.decided_at, &*uses);
+        let case = Case { policy, asked: &asked, ruling: &ruling, rules: &rules, uses, refusal, now };
         case.explain(snapshot.config_hash.clone(), self.gate.is_off())
     }
 }
@@ -151,6 +168,7 @@ struct Case<'a> {
     asked: &'a Asked,
     ruling: &'a Ruling,
     rules: &'a [Matched<'a>],
+    uses: &'a [FeatureUse],
     refusal: Option<Refusal>,
     now: Timestamp,
 }
@@ -176,6 +194,7 @@ impl Case<'_> {
             readings: self.readings(),
             mode: self.mode(off),
             license: ruling.entry.as_ref().map(|entry| self.license(&entry.license)),
+            usage: self.usage(),
             answer: body.filter(|_| denied).map(without_request_id),
             remedies: self.remedies(),
             config_hash,
@@ -260,6 +279,15 @@ impl Case<'_> {
         }
     }
 
+    /// What the ruling says of a limit comes first: it is the one that decided.
+    fn usage(&self) -> Vec<ExplainedUse> {
+        let decided = self.ruling.usage.zip(self.ruling.feature.clone());
+        let decided = decided.map(|(exhausted, feature)| FeatureUse { feature, of_limit: Some(exhausted) });
+        let named = decided.as_ref().map(|of| Arc::clone(&of.feature));
+        let others = self.uses.iter().filter(|of| named.as_ref() != Some(&of.feature)).cloned();
+        decided.into_iter().chain(others).map(ExplainedUse::of).collect()
+    }
+
     /// What an operator can do about a refusal.
     fn remedies(&self) -> Vec<Remedy> {
         let Some(reason) = self.ruling.reason else { return Vec::new() };
@@ -284,7 +312,19 @@ impl Case<'_> {
                 vec![Remedy::command("extend it".to_owned(), extend)]
             }
             Reason::LicenseNotYetValid => say("wait until it begins, or set its valid_from to an earlier time"),
-            Reason::UsageLimitExceeded => say("raise the limit in usage_limits, or put it on a plan with a higher one"),
+            Reason::UsageLimitExceeded => {
+                let limit = self.ruling.usage.map_or(0, |usage| usage.limit);
+                let grant = format!("license grant {tenant} {feature} --limit-delta 100 --reason '…'");
+                let wait = self.ruling.usage.and_then(|usage| usage.resets_at());
+                let wait = wait.map(|then| Remedy { what: format!("wait until {then}"), command: None });
+                let plans = self.policy.plans.allowing_more(feature, limit);
+                // That the tenant's own plan would allow more by now, it gets by being put on it again.
+                plans
+                    .map(set_plan)
+                    .chain([Remedy::command(format!("give it more of {feature}"), grant)])
+                    .chain(wait)
+                    .collect()
+            }
             Reason::TenantMissing => {
                 say("send what tenant.sources name, from one of trusted_proxies where it is a header")
             }
@@ -305,6 +345,33 @@ impl ExplainedRule {
             Access::Deny => "deny".to_owned(),
         };
         Self { rule: matched.rule.to_string(), key: format!("routes.rules[{}]", matched.index), demands }
+    }
+}
+
+impl ExplainedUse {
+    fn of(stands: FeatureUse) -> Self {
+        let FeatureUse { feature, of_limit } = stands;
+        Self {
+            feature,
+            limit: of_limit.map(|of| of.limit),
+            used: of_limit.map(|of| of.used),
+            window: of_limit.map(|of| of.period.window.as_str()),
+            resets_at: of_limit.and_then(|of| of.resets_at()),
+        }
+    }
+}
+
+/// `tickets: 20 of 100 in this month, until 2026-12-01T00:00:00Z`
+impl fmt::Display for ExplainedUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Some(limit), Some(used), Some(window)) = (self.limit, self.used, self.window) else {
+            return write!(f, "{}: counted, no limit holds", self.feature);
+        };
+        write!(f, "{}: {used} of {limit} used, window {window}", self.feature)?;
+        match self.resets_at {
+            Some(resets_at) => write!(f, ", until {resets_at}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -334,6 +401,7 @@ impl Explanation {
             readings: Vec::new(),
             mode: ExplainedMode { applied: mode.as_str(), configured: mode.as_str(), because },
             license: None,
+            usage: Vec::new(),
             answer: None,
             remedies: Vec::new(),
             config_hash,
@@ -383,6 +451,9 @@ impl fmt::Display for Explanation {
                 line("", &format_args!("revision {}, from {layer}, {age} ms old", license.revision))?;
             }
             None => line("licence", &"none was looked at, or there is none")?,
+        }
+        for usage in &self.usage {
+            line("usage", usage)?;
         }
         for remedy in &self.remedies {
             line("remedy", &remedy.what)?;

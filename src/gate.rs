@@ -18,7 +18,7 @@ use licensing::tenant::{TenantId, TokenFault};
 use licensing::time::Timestamp;
 use smallvec::SmallVec;
 
-pub(crate) use self::charges::Charges;
+pub(crate) use self::charges::{Charges, FeatureUse};
 use self::charges::{Held, Metered, Till};
 use crate::clock::wall_clock;
 use crate::licenses::{Entry, Found, Layer, Licenses, LookUp};
@@ -209,14 +209,15 @@ impl Gate {
         self.licenses.is_off()
     }
 
-    /// Decide as for a request, from beginning to end, and count nothing.
+    /// Decide as for a request, from beginning to end, and count nothing. Beside the ruling: how the features stand of which
+    /// the request would have been counted.
     pub(crate) async fn try_out<'p>(
         &self,
         policy: &'p Policy,
         method: &str,
         route: Result<Route<'p>, Refusal>,
         identity: Identity,
-    ) -> Ruling {
+    ) -> (Ruling, Vec<FeatureUse>) {
         let now = Instant::now();
         let mut ruling = match self.consider(policy, method, route, identity, now) {
             Considered::Ruled(ruling) => ruling,
@@ -225,15 +226,17 @@ impl Gate {
                     Some(look_up) => look_up,
                     None => self.licenses.ask(tenant).await.0,
                 };
-                let ruling = self.rule_patiently(&case, look_up).await;
-                match self.may_be_outdated(&ruling, now) {
-                    true => self.rule_patiently(&case, self.licenses.ask_again(tenant).await.0).await,
-                    false => ruling,
+                let mut ruling = self.rule_patiently(&case, look_up).await;
+                if self.may_be_outdated(&ruling, now) {
+                    ruling.charges.settle(None);
+                    ruling = self.rule_patiently(&case, self.licenses.ask_again(tenant).await.0).await;
                 }
+                ruling
             }
         };
+        let usage = ruling.charges.uses().collect();
         ruling.charges.settle(None);
-        ruling
+        (ruling, usage)
     }
 
     /// Decide on a licence, and on what is left of its limits as far as that is known here.

@@ -289,7 +289,8 @@ impl Metrics {
         let breaker_state = gauges(
             r,
             "dotmac_store_breaker_state",
-            "Circuit breaker by store: 0 closed, 1 suspect (a probe is under way), 2 open (an outage, confirmed by a probe).",
+            "Circuit breaker by store (usage: the primary, as what is counted is written there): 0 closed, 1 suspect (a probe is \
+             under way), 2 open (an outage, confirmed by a probe).",
             &["store"],
         )?;
         let websockets_closed =
@@ -527,7 +528,6 @@ impl Metrics {
     }
 
     /// Thresholds in percent, each there at zero for every one of `features`.
-    #[allow(dead_code, reason = "until the gate asks it")]
     pub(crate) fn describe_thresholds(&self, features: &[&str], thresholds: &[u8]) {
         for feature in features {
             for percent in thresholds {
@@ -578,16 +578,6 @@ impl Metrics {
         self.live.with_label_values(&[channel.as_str()]).set(live.into());
     }
 
-    /// What is known of the health of a store.
-    pub(crate) fn set_breaker(&self, store: &str, state: BreakerState) {
-        let value = match state {
-            BreakerState::Closed => 0,
-            BreakerState::Suspect => 1,
-            BreakerState::Open => 2,
-        };
-        self.breaker_state.with_label_values(&[store]).set(value);
-    }
-
     /// Take down what is only known when asked, at `now`.
     pub(crate) fn observe(&self, licenses: &Licenses, load: &Load, now: Timestamp) {
         let counts = load.counts();
@@ -615,6 +605,16 @@ impl Metrics {
         let (entries, bytes) = licenses.memory_use();
         self.memory_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
         self.memory_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// Take down how a breaker stands: that of a store of licences, or `usage`.
+    pub(crate) fn set_breaker(&self, store: &str, state: BreakerState) {
+        let value = match state {
+            BreakerState::Closed => 0,
+            BreakerState::Suspect => 1,
+            BreakerState::Open => 2,
+        };
+        self.breaker_state.with_label_values(&[store]).set(value);
     }
 
     /// Everything, in Prometheus's text format.

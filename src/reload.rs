@@ -106,6 +106,7 @@ impl Reload {
                 self.metrics.restart_required.set(i64::from(!waiting.is_empty()));
                 let config = &settings.config;
                 self.metrics.describe(&config.gated_features(), config.enforcement.mode, &snapshot.config_hash);
+                self.metrics.describe_thresholds(&config.metered_features(), &config.usage.thresholds);
                 tracing::info!(
                     config_hash = snapshot.config_hash,
                     mode = config.enforcement.mode.as_str(),
@@ -142,6 +143,7 @@ impl Reload {
             tracing::warn!(%warning, "configuration");
         }
         let waiting = settings.config.keep_fixed(&self.running.config);
+        settings.require_place_for_usage()?;
         let snapshot = Snapshot::of(&settings)?;
         let same = settings.config == self.running.config && snapshot.inputs == self.snapshots.load().inputs;
         Ok((!same || !waiting.is_empty()).then_some((settings, snapshot, waiting)))

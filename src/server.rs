@@ -60,6 +60,7 @@ pub(crate) struct Assembly {
     licenses: Arc<Licenses>,
     license_api: Arc<LicenseApi>,
     recorder: Arc<Recorder>,
+    change_feed: ChangeFeed,
     feed: Option<Arc<Feed>>,
     gate: Arc<Gate>,
     snapshots: Snapshots,
@@ -136,7 +137,8 @@ impl Assembly {
         });
         let handle = runtime.handle();
         let recorder = Recorder::new(stores.usage, record_options(config), handle.clone(), Arc::clone(&metrics));
-        let used = UsageReader::new(stores.used, handle.clone(), config.licenses.lookup_deadline.get());
+        let (deadline, interval) = (config.licenses.lookup_deadline.get(), config.usage.flush_interval.get());
+        let used = UsageReader::new(stores.used, handle.clone(), deadline, interval);
         let license_api = LicenseApi::new(Arc::clone(&licenses), used, Arc::clone(&recorder));
         let gate = Arc::new(Gate::new(Arc::clone(&licenses), Arc::clone(&recorder), Arc::clone(&metrics)));
         Ok(Self {
@@ -145,6 +147,7 @@ impl Assembly {
             licenses,
             license_api: Arc::new(license_api),
             recorder,
+            change_feed,
             feed: feed.map(Arc::new),
             gate,
             snapshots,
@@ -165,11 +168,18 @@ impl Assembly {
         Explainer::new(Arc::clone(&self.gate), Arc::clone(&self.snapshots))
     }
 
+    /// Give back what was taken of limits: the process ends without having served.
+    pub(crate) fn give_back(&self) {
+        let until = tokio::time::Instant::now() + LAST_FLUSH;
+        self.runtime.block_on(self.recorder.finish(until));
+    }
+
     /// Bind, serve until a signal ends it, and end the process.
     ///
     /// # Errors
-    /// When something can't be bound or resolved; once it serves, it does not return.
+    /// When usage has no place, or something can't be bound or resolved; once it serves, it does not return.
     pub(crate) fn run(self) -> anyhow::Result<()> {
+        self.settings.require_place_for_usage()?;
         let config = &self.settings.config;
         open_files::allow_for(&config.limits);
         check_bindable(&config.listen.proxy, "listen.proxy")?;
@@ -179,6 +189,9 @@ impl Assembly {
         self.runtime.spawn(Arc::clone(&self.licenses).keep_house());
         self.runtime.spawn(Arc::clone(&self.licenses).keep_watched());
         self.runtime.spawn(Arc::clone(&self.recorder).run());
+        if self.change_feed == ChangeFeed::None {
+            self.runtime.spawn(Arc::clone(&self.licenses).tell_thresholds(self.recorder.crossings()));
+        }
         if let Some(feed) = &self.feed {
             self.runtime.spawn(Arc::clone(feed).run());
         }
@@ -366,7 +379,9 @@ impl Relay {
 fn metrics(settings: &Settings) -> anyhow::Result<Arc<Metrics>> {
     let config = &settings.config;
     let (features, mode) = (config.gated_features(), config.enforcement.mode);
-    Ok(Arc::new(Metrics::new(&features, mode, &settings.config_hash()).context("metrics")?))
+    let metrics = Metrics::new(&features, mode, &settings.config_hash()).context("metrics")?;
+    metrics.describe_thresholds(&config.metered_features(), &config.usage.thresholds);
+    Ok(Arc::new(metrics))
 }
 
 impl Stores {
@@ -423,7 +438,7 @@ fn stores(settings: &Settings, metrics: &Metrics) -> anyhow::Result<Stores> {
                     tracing::warn!(
                         "denials are not written down: neither DOTMAC_LICENSE_DATABASE_URL nor DATABASE_URL is set"
                     );
-                    Arc::new(Nowhere)
+                    Arc::new(Nowhere::new(Arc::clone(&source) as _))
                 }
             };
             Ok(Stores { source: Arc::clone(&source) as _, ledger: ledger(settings, metrics)?, usage, used: source })

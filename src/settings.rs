@@ -83,9 +83,21 @@ impl Settings {
         self.config.files_of_requests().into_iter().map(|file| directory.join(file)).collect()
     }
 
-    /// Whether usage can be written where it is kept: in the primary, or in memory beside licences in a file.
-    pub(crate) fn keeps_usage(&self) -> bool {
-        matches!(self.config.licenses.source, LicenseSource::File(_)) || self.secrets.database_url.is_some()
+    /// See that what rules count can be written where it is kept: in the primary, or in memory beside licences in a file.
+    ///
+    /// # Errors
+    /// When it can't.
+    pub(crate) fn require_place_for_usage(&self) -> Result<(), SettingsError> {
+        let is_kept =
+            matches!(self.config.licenses.source, LicenseSource::File(_)) || self.secrets.database_url.is_some();
+        if is_kept || self.config.routes.rules.iter().all(|rule| rule.meter.is_none()) {
+            return Ok(());
+        }
+        Err(SettingsError(
+            "rules have a `meter`, but neither DOTMAC_LICENSE_DATABASE_URL nor DATABASE_URL is set: the primary, where what is \
+             counted is written"
+                .to_owned(),
+        ))
     }
 
     /// What everything that matters is told apart by: a short hash of the effective configuration.

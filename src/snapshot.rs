@@ -96,12 +96,6 @@ impl Snapshot {
         let limits = &config.limits;
         // Before the files are read: one that is swapped in between counts as changed when they are looked at again.
         let inputs = fingerprint(settings.files());
-        if config.routes.rules.iter().any(|rule| rule.meter.is_some()) && !settings.keeps_usage() {
-            bail!(
-                "rules have a `meter`, but neither DOTMAC_LICENSE_DATABASE_URL nor DATABASE_URL is set: the primary, where \
-                 what is counted is written"
-            );
-        }
         let policy = policy(config)?;
         let features = Features::of(config);
         let links = features.names().map(|feature| (Arc::clone(feature), policy.answers.upgrade_url(feature)));

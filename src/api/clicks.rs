@@ -1,13 +1,11 @@
 //! Who follows the way from a denial to an upgrade: told by the frontend, or seen on its way to the page.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::{HeaderMap, HeaderName};
 use licensing::answer::{Answer, Failure};
 use licensing::reason::Reason;
 use licensing::tenant::TenantId;
-use moka::sync::Cache;
 use serde::Deserialize;
 
 use super::body;
@@ -15,12 +13,6 @@ use super::license::{Basis, Call, Reply, refuse};
 use crate::clock::wall_clock;
 use crate::record::Recorder;
 use crate::snapshot::Snapshot;
-
-/// One click of a person is often several requests. What follows so soon tells nothing new.
-const QUIET: Duration = Duration::from_secs(2);
-
-/// How many are remembered for that long.
-const REMEMBERED: u64 = 10_000;
 
 /// What says that nobody has clicked yet: a browser or a page that guesses what will be looked at.
 const PREFETCH: [HeaderName; 4] = [
@@ -34,7 +26,6 @@ const PREFETCH: [HeaderName; 4] = [
 #[derive(Clone)]
 pub(crate) struct Clicks {
     recorder: Arc<Recorder>,
-    recent: Cache<(TenantId, Arc<str>), ()>,
 }
 
 /// The body.
@@ -46,25 +37,22 @@ struct Click {
 impl Clicks {
     /// Mark what `recorder` has counted.
     pub(crate) fn new(recorder: Arc<Recorder>) -> Self {
-        Self { recorder, recent: Cache::builder().max_capacity(REMEMBERED).time_to_live(QUIET).build() }
+        Self { recorder }
     }
 
     /// The frontend says that a person follows the way to an upgrade. `body`: none if it is too large.
-    pub(crate) async fn told(&self, call: &Call<'_>, body: Option<&[u8]>) -> Reply {
-        self.try_told(call, body).await.unwrap_or_else(|refused| refused)
+    pub(crate) fn told(&self, call: &Call<'_>, body: Option<&[u8]>) -> Reply {
+        self.try_told(call, body).unwrap_or_else(|refused| refused)
     }
 
-    async fn try_told(&self, call: &Call<'_>, body: Option<&[u8]>) -> Result<Reply, Reply> {
+    fn try_told(&self, call: &Call<'_>, body: Option<&[u8]>) -> Result<Reply, Reply> {
         let tenant = call.tenant()?;
         let body = body.ok_or_else(|| call.fail(Failure::BodyTooLarge))?;
         let click: Click = body::read(body).map_err(|_| call.fail(Failure::ClickInvalid))?;
         // Others are denied to nobody, so there is nothing to mark.
         let feature = call.snapshot.features.named(&click.feature).ok_or_else(|| call.fail(Failure::FeatureUnknown))?;
-        if self.is_news(tenant, feature)
-            && let Err(error) = self.recorder.clicked(tenant, feature, wall_clock()).await
-        {
-            self.recent.invalidate(&(tenant, Arc::clone(feature)));
-            tracing::warn!(request_id = call.request_id, %error, "a click can't be written down");
+        if !self.recorder.clicked(tenant, feature, wall_clock()) {
+            tracing::warn!(request_id = call.request_id, "too many clicks wait to be written down");
             return Err(refuse(call, Reason::StoreUnavailable));
         }
         Ok(Reply { answer: Answer::done(call.request_id), basis: Basis::default() })
@@ -73,14 +61,10 @@ impl Clicks {
     /// A request of `tenant` is forwarded: if it follows the link of a denial, that is written down behind it.
     pub(crate) fn seen(&self, tenant: TenantId, snapshot: &Snapshot, host: Option<&[u8]>, raw_target: &[u8]) {
         for feature in snapshot.upgrade_links.followed(host, raw_target) {
-            if self.is_news(tenant, feature) {
-                self.recorder.clicked_behind(tenant, Arc::clone(feature), wall_clock());
+            if !self.recorder.clicked(tenant, feature, wall_clock()) {
+                tracing::debug!("too many clicks wait to be written down");
             }
         }
-    }
-
-    fn is_news(&self, tenant: TenantId, feature: &Arc<str>) -> bool {
-        self.recent.entry((tenant, Arc::clone(feature))).or_insert(()).is_fresh()
     }
 }
 

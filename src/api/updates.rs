@@ -1,4 +1,5 @@
-//! What a WebSocket tells: the licence, and then each other licence that it becomes, by a change or by the clock.
+//! What a WebSocket tells: the licence, then each other licence that it becomes, by a change or by the clock, and shares of limits
+//! that are used up.
 
 use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 use super::license::{Held, LicenseApi};
 use super::websocket::Updates;
 use crate::clock::wall_clock;
-use crate::licenses::Watch;
+use crate::licenses::{News, Watch};
 use crate::snapshot::Snapshots;
 
 /// The longest that a licence is not looked at, whatever is heard: clocks are set, and configurations change.
@@ -75,7 +76,12 @@ impl Updates for LicenseUpdates {
                 return message;
             }
             tokio::select! {
-                () = self.watch.news() => self.look_at = Instant::now(),
+                news = self.watch.news() => match news {
+                    News::License => self.look_at = Instant::now(),
+                    News::Threshold(threshold) if self.told.is_some() => return threshold.to_message().into(),
+                    // The licence comes first, and with it what is used.
+                    News::Threshold(_) => {}
+                },
                 () = sleep_until(self.look_at) => {}
             }
         }

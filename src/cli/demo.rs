@@ -115,6 +115,8 @@ fn guide(proxy: SocketAddr, ops: SocketAddr, licenses: &[License]) -> String {
                curl -i -H 'X-Tenant-ID: {}' http://{proxy}/api/v1/crm/customers\n\
              \nOne that does not, 402:\n  \
                curl -i -H 'X-Tenant-ID: {}' http://{proxy}/api/v1/crm/customers\n\
+             \nThree tickets a month are in its plan: 200, 200, 200, and 402 for the fourth:\n  \
+               curl -i -w '\\n' -X POST -H 'X-Tenant-ID: {}' 'http://{proxy}/api/v1/tickets?number=[1-4]'\n\
              \nIts owner buys the next plan, 200 and the licence:\n  \
                curl -i -X POST -H 'X-Tenant-ID: {}' -H 'X-User-Role: owner' -H 'Content-Type: application/json' \
                -d '{{\"new_plan\":\"professional\"}}' http://{proxy}/api/v1/license/upgrade\n\
@@ -126,7 +128,7 @@ fn guide(proxy: SocketAddr, ops: SocketAddr, licenses: &[License]) -> String {
                curl -i http://{proxy}/api/v1/network/devices\n\
              \nWhat it counted:\n  \
                curl -s http://{ops}/metrics | grep ^dotmac_\n",
-            with.tenant, without.tenant, without.tenant, without.tenant, without.tenant
+            with.tenant, without.tenant, without.tenant, without.tenant, without.tenant, without.tenant
         );
     }
     text

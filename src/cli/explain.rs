@@ -41,6 +41,7 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
     let assembly = Assembly::new(settings).map_err(|error| Failure::Usage(format!("error: {error:#}")))?;
     let asked = Asked { tenant: options.tenant, method: options.method.clone(), path: options.path.clone() };
     let explanation = assembly.runtime().block_on(assembly.explainer().explain(asked));
+    assembly.give_back();
     match options.output {
         Output::Text => println!("{explanation}"),
         Output::Json => println!("{}", serde_json::to_string_pretty(&explanation).context("JSON")?),

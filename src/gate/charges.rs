@@ -33,6 +33,16 @@ pub(crate) struct Charges {
     beyond: Vec<(Arc<str>, Exhausted)>,
 }
 
+/// How a metered feature stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FeatureUse {
+    /// The feature.
+    pub(crate) feature: Arc<str>,
+    /// The limit, how much of it is used, those included that are under way, and over which period that is counted; none:
+    /// there is no limit, or it was not looked at.
+    pub(crate) of_limit: Option<Exhausted>,
+}
+
 /// One use of one feature.
 #[derive(Debug)]
 struct Charge {
@@ -211,6 +221,15 @@ impl Charges {
         (!quotas.is_empty()).then(|| (rate_limit_policy(&quotas), rate_limit(&quotas, now)))
     }
 
+    /// How the features stand that are charged, without this request.
+    pub(crate) fn uses(&self) -> impl Iterator<Item = FeatureUse> {
+        let beyond = self.beyond.iter();
+        let beyond =
+            beyond.map(|(feature, exhausted)| FeatureUse { feature: Arc::clone(feature), of_limit: Some(*exhausted) });
+        let is_beyond = |charge: &&Charge| self.beyond.iter().any(|(feature, _)| *feature == charge.feature);
+        self.list.iter().filter(move |charge| !is_beyond(charge)).map(Charge::stands).chain(beyond)
+    }
+
     fn push(&mut self, metered: Metered<'_>, reservation: Reservation) {
         let Metered { feature, meter, .. } = metered;
         self.list.push(Charge { feature: Arc::clone(feature), reservation, count: meter.count });
@@ -218,6 +237,15 @@ impl Charges {
 }
 
 impl Charge {
+    fn stands(&self) -> FeatureUse {
+        let of_limit = self.reservation.remaining().map(|remaining| Exhausted {
+            limit: remaining.limit,
+            used: remaining.limit.saturating_sub(remaining.left.saturating_add(1)),
+            period: remaining.period,
+        });
+        FeatureUse { feature: Arc::clone(&self.feature), of_limit }
+    }
+
     fn quota(&self) -> Option<Quota<'_>> {
         let remaining = self.reservation.remaining()?;
         Some(Quota {

@@ -20,7 +20,7 @@ use super::hear::Trust;
 use super::pulse::{Heard, Pulse};
 use crate::metrics::{ChangeKind, Metrics};
 use crate::secret::Secret;
-use crate::stores::{Change, Notice, PostgresFeed, Redis, StoreError, StoreName, Vitals};
+use crate::stores::{Change, CrossingNotice, Notice, PostgresFeed, Redis, StoreError, StoreName, Vitals};
 
 /// How often a feed proves that it hears.
 const BEAT: Duration = Duration::from_secs(1);
@@ -171,6 +171,7 @@ impl Session<'_> {
                 Notice::Doubt(tenant) => self.doubted(tenant).await?,
                 Notice::Everything => self.everything_changed().await?,
                 Notice::Added => self.tenants_added().await?,
+                Notice::Threshold(notice) => self.threshold_passed(notice).await,
                 Notice::Beat(vitals) => self.beat(&vitals).await?,
             }
         }
@@ -247,6 +248,17 @@ impl Session<'_> {
             self.announced(told);
         }
         Ok(())
+    }
+
+    /// A share of a limit is used up. It is said once and to those who are there; nothing that is decided depends on it.
+    async fn threshold_passed(&mut self, notice: CrossingNotice) {
+        self.tell_memory(|licenses| licenses.threshold_heard(&notice));
+        if let (Some(redis), true) = (&self.feed.redis, self.publishes())
+            && let Err(error) = redis.publish(&[&Heard::Threshold(notice).to_string()]).await
+        {
+            self.feed.metrics.store_errors.of(StoreName::Redis).inc();
+            tracing::warn!(%error, "Redis can't be told of a limit's threshold");
+        }
     }
 
     /// A beat has come back: all that was committed before it was sent has been heard.

@@ -5,12 +5,13 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use licensing::tenant::TenantId;
+use tokio::sync::broadcast::{self, error::RecvError};
 
 use super::Licenses;
 use super::coverage::Channel;
 use super::pulse::{Beat, Heard, Sessions};
 use crate::metrics::ChangeKind;
-use crate::stores::Push;
+use crate::stores::{Crossing, CrossingNotice, Push};
 
 /// How far what lies in Redis is believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +124,7 @@ impl Licenses {
                 self.tenants_added();
             }
             Heard::Position(position) => self.source.require(*position),
+            Heard::Threshold(notice) => self.threshold_heard(notice),
             Heard::Pulse(pulse) => {
                 let Some(relayed) = &self.relayed else { return };
                 if let Some(position) = pulse.position {
@@ -143,6 +145,25 @@ impl Licenses {
                 self.coverage.heard(Channel::Feed, now);
                 self.trust(Trust::Current);
                 self.turn(pulse.off);
+            }
+        }
+    }
+
+    /// A share of a limit is used up. There may be several who tell of it: two relays, say.
+    pub(super) fn threshold_heard(&self, notice: &CrossingNotice) {
+        if self.watchers.has(&notice.tenant) && self.thresholds.entry(notice.clone()).or_insert(()).is_fresh() {
+            self.watchers.tell_threshold(&notice.tenant, &notice.threshold);
+        }
+    }
+
+    /// For as long as the program runs: tell of the shares that this replica finds used up, where there is no feed by which it
+    /// would hear of them as of all others.
+    pub(crate) async fn tell_thresholds(self: Arc<Self>, mut crossings: broadcast::Receiver<Crossing>) {
+        loop {
+            match crossings.recv().await {
+                Ok(crossing) => self.watchers.tell_threshold(&crossing.key.tenant, &crossing.threshold()),
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return,
             }
         }
     }

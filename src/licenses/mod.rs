@@ -20,6 +20,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use licensing::tenant::TenantId;
 use licensing::time::Timestamp;
+use moka::sync::Cache;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
@@ -33,10 +34,14 @@ use self::loader::Loader;
 pub(crate) use self::memory::Entry;
 use self::memory::{Mark, Memory};
 use self::pulse::Sessions;
-pub(crate) use self::watch::Watch;
 use self::watch::Watchers;
+pub(crate) use self::watch::{News, Watch};
 use crate::metrics::Metrics;
-use crate::stores::{Breaker, BreakerState, Redis, Source, StoreError, StoreName};
+use crate::stores::{Breaker, BreakerState, CrossingNotice, Redis, Source, StoreError, StoreName};
+
+/// How long a threshold is known again that is heard of twice, and how many are.
+const THRESHOLDS_FOR: Duration = Duration::from_secs(60);
+const THRESHOLDS: u64 = 10_000;
 
 /// How old a licence may be, and how long a look-up may take.
 #[derive(Clone, Copy, Debug)]
@@ -121,6 +126,8 @@ pub(crate) struct Licenses {
     off: AtomicBool,
     /// Those who are told of changes.
     watchers: Watchers,
+    /// The thresholds that were heard of lately.
+    thresholds: Cache<CrossingNotice, ()>,
     /// Where loads run: not on the request's task, which ends when its client leaves while others still wait.
     runtime: Handle,
     metrics: Arc<Metrics>,
@@ -161,6 +168,7 @@ impl Licenses {
             source_breaker: Breaker::new(source.name(), verdict_within),
             loader: Loader::new(Arc::clone(&source), runtime.clone(), Arc::clone(&metrics)),
             watchers: Watchers::default(),
+            thresholds: Cache::builder().max_capacity(THRESHOLDS).time_to_live(THRESHOLDS_FOR).build(),
             source,
             freshness,
             loading: Mutex::default(),

@@ -9,9 +9,10 @@ use licensing::tenant::TenantId;
 use serde::{Deserialize, Serialize};
 
 use super::coverage::LIVE_FOR;
-use crate::stores::{Change, Position};
+use crate::stores::{Change, CrossingNotice, Position};
 
-/// A published message: `{tenant}:{revision}`, `?{tenant}`, `*`, `+`, `@` and a position, or `~` and a pulse as JSON.
+/// A published message: `{tenant}:{revision}`, `?{tenant}`, `*`, `+`, `@` and a position, `%` and a threshold, or `~` and a pulse,
+/// both as JSON.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Heard {
     /// One licence has changed.
@@ -24,6 +25,8 @@ pub(super) enum Heard {
     Added,
     /// How far the primary had written its log when it told what follows.
     Position(Position),
+    /// A share of a limit is used up.
+    Threshold(CrossingNotice),
     /// A feed is in order.
     Pulse(Pulse),
 }
@@ -50,6 +53,7 @@ impl FromStr for Heard {
             "+" => Ok(Self::Added),
             _ => match message.split_at_checked(1) {
                 Some(("~", pulse)) => serde_json::from_str(pulse).map(Self::Pulse).map_err(drop),
+                Some(("%", notice)) => serde_json::from_str(notice).map(Self::Threshold).map_err(drop),
                 Some(("?", tenant)) => tenant.parse().map(Self::Doubt).map_err(drop),
                 Some(("@", position)) => position.parse().map(Self::Position).map_err(drop),
                 _ => message.parse().map(Self::Change),
@@ -66,6 +70,7 @@ impl fmt::Display for Heard {
             Self::Everything => f.write_str("*"),
             Self::Added => f.write_str("+"),
             Self::Position(position) => write!(f, "@{position}"),
+            Self::Threshold(notice) => write!(f, "%{}", serde_json::to_string(notice).map_err(|_| fmt::Error)?),
             Self::Pulse(pulse) => write!(f, "~{}", serde_json::to_string(pulse).map_err(|_| fmt::Error)?),
         }
     }
@@ -128,6 +133,9 @@ impl Sessions {
 
 #[cfg(test)]
 mod tests {
+    use licensing::view::Threshold;
+    use uuid::Uuid;
+
     use super::*;
 
     #[test]
@@ -136,10 +144,15 @@ mod tests {
         let pulse = Pulse { session: "a".into(), position: Some(Position::new(0x16_b374_d848)), off: false };
         let position = Heard::Position(Position::new(7));
         let doubt = Heard::Doubt("3f2504e0-4f89-41d3-9a0c-0305e82c3301".parse().expect("a tenant"));
-        for heard in [change, doubt, Heard::Everything, Heard::Added, position, Heard::Pulse(pulse)] {
+        let threshold = Threshold { feature: "crm".into(), percent: 80, used: 8, limit: 10, resets_at: None };
+        let tenant = "3f2504e0-4f89-41d3-9a0c-0305e82c3301".parse().expect("a tenant");
+        let threshold = Heard::Threshold(CrossingNotice { batch: Uuid::from_u128(7), tenant, threshold });
+        for heard in [change, doubt, Heard::Everything, Heard::Added, position, threshold, Heard::Pulse(pulse)] {
             assert_eq!(heard.to_string().parse(), Ok(heard));
         }
-        for foreign in ["", "~", "~{}", "x", "?", "?x", "3f2504e0-4f89-41d3-9a0c-0305e82c3301", "~{\"session\":1}"] {
+        for foreign in
+            ["", "~", "~{}", "x", "?", "?x", "%", "%{}", "3f2504e0-4f89-41d3-9a0c-0305e82c3301", "~{\"session\":1}"]
+        {
             assert_eq!(foreign.parse::<Heard>(), Err(()), "{foreign}");
         }
     }

@@ -4,6 +4,8 @@
 //! that send requests, and whoever watches is told when memory holds something else than before. So what the sockets show
 //! and what the gate enforces change at the same moment. What can't be heard of (a channel is down, or was) is found since
 //! licences that are watched are renewed when they grow old, once a second, instead of at the next request.
+//!
+//! They are also told of shares of limits that are used up, which is said once: whoever is not there does not hear of it.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -12,10 +14,15 @@ use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, StreamExt};
 use licensing::tenant::TenantId;
+use licensing::view::Threshold;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Notify, broadcast, watch};
 
 use super::{Licenses, Standing};
+
+/// How many thresholds of one tenant wait for one that watches; then the oldest are passed over.
+const THRESHOLDS: usize = 16;
 
 /// Those who watch.
 #[derive(Default)]
@@ -28,6 +35,7 @@ pub(super) struct Watchers {
 /// A tenant that is watched, and by how many.
 struct Topic {
     news: watch::Sender<()>,
+    thresholds: broadcast::Sender<Arc<Threshold>>,
     watchers: usize,
 }
 
@@ -35,7 +43,22 @@ struct Topic {
 pub(crate) struct Watch {
     licenses: Arc<Licenses>,
     tenant: TenantId,
+    ear: Ear,
+}
+
+/// Hears what is told of one tenant.
+struct Ear {
     news: watch::Receiver<()>,
+    thresholds: broadcast::Receiver<Arc<Threshold>>,
+}
+
+/// What somebody who watches is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum News {
+    /// The licence is perhaps another than before. Whoever is told looks for themselves.
+    License,
+    /// A share of a limit is used up.
+    Threshold(Arc<Threshold>),
 }
 
 impl Watch {
@@ -44,11 +67,25 @@ impl Watch {
         self.tenant
     }
 
-    /// Wait until the licence is perhaps another than when this was called last. Whoever is told looks for themselves.
-    pub(crate) async fn news(&mut self) {
-        if self.news.changed().await.is_err() {
-            // The sender lives as long as somebody listens.
-            std::future::pending::<()>().await;
+    /// Wait for what there is to tell since this was called last. Whoever stops waiting misses nothing.
+    pub(crate) async fn news(&mut self) -> News {
+        self.ear.hear().await
+    }
+}
+
+impl Ear {
+    async fn hear(&mut self) -> News {
+        loop {
+            tokio::select! {
+                biased;
+                Ok(()) = self.news.changed() => return News::License,
+                threshold = self.thresholds.recv() => match threshold {
+                    Ok(threshold) => return News::Threshold(threshold),
+                    Err(RecvError::Lagged(_)) => {}
+                    // The senders live as long as somebody listens.
+                    Err(RecvError::Closed) => std::future::pending().await,
+                },
+            }
         }
     }
 }
@@ -60,11 +97,15 @@ impl Drop for Watch {
 }
 
 impl Watchers {
-    fn join(&self, tenant: TenantId) -> watch::Receiver<()> {
+    fn join(&self, tenant: TenantId) -> Ear {
         let mut tenants = self.tenants.lock();
-        let topic = tenants.entry(tenant).or_insert_with(|| Topic { news: watch::Sender::new(()), watchers: 0 });
+        let topic = tenants.entry(tenant).or_insert_with(|| Topic {
+            news: watch::Sender::new(()),
+            thresholds: broadcast::Sender::new(THRESHOLDS),
+            watchers: 0,
+        });
         topic.watchers += 1;
-        topic.news.subscribe()
+        Ear { news: topic.news.subscribe(), thresholds: topic.thresholds.subscribe() }
     }
 
     /// One of those who watch `tenant` leaves.
@@ -90,6 +131,14 @@ impl Watchers {
         }
     }
 
+    /// A share of a limit of `tenant` is used up.
+    pub(super) fn tell_threshold(&self, tenant: &TenantId, threshold: &Threshold) {
+        if let Some(topic) = self.tenants.lock().get(tenant) {
+            // Somebody may just be leaving.
+            let _ = topic.thresholds.send(Arc::new(threshold.clone()));
+        }
+    }
+
     /// Any licence may have changed.
     pub(super) fn doubt_everything(&self) {
         self.everything.notify_one();
@@ -103,7 +152,7 @@ impl Watchers {
 impl Licenses {
     /// Watch the licence of `tenant`. Look at it after this, not before: what changes in between would be missed.
     pub(crate) fn watch(self: &Arc<Self>, tenant: TenantId) -> Watch {
-        Watch { licenses: Arc::clone(self), tenant, news: self.watchers.join(tenant) }
+        Watch { licenses: Arc::clone(self), tenant, ear: self.watchers.join(tenant) }
     }
 
     /// For as long as the program runs: have the licences that are watched renewed.
@@ -156,8 +205,8 @@ mod tests {
 
     use super::*;
 
-    fn is_told(news: &mut watch::Receiver<()>) -> bool {
-        news.changed().now_or_never().is_some()
+    fn is_told(ear: &mut Ear) -> bool {
+        ear.hear().now_or_never() == Some(News::License)
     }
 
     #[test]
@@ -170,6 +219,16 @@ mod tests {
         assert!(is_told(&mut one) && is_told(&mut two));
         assert!(!is_told(&mut one), "once, however often it was said");
         assert!(!is_told(&mut other));
+
+        let thresholds =
+            [80, 100].map(|percent| Threshold { feature: "crm".into(), percent, used: 9, limit: 9, resets_at: None });
+        thresholds.iter().for_each(|threshold| watchers.tell_threshold(&a, threshold));
+        for ear in [&mut one, &mut two] {
+            let told = [(); 3].map(|()| ear.hear().now_or_never());
+            let [first, second] = thresholds.clone().map(|threshold| Some(News::Threshold(Arc::new(threshold))));
+            assert_eq!(told, [first, second, None]);
+        }
+        assert_eq!(other.hear().now_or_never(), None);
 
         watchers.leave(a);
         assert!(watchers.has(&a), "the other one still does");

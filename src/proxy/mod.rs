@@ -468,8 +468,16 @@ fn bill(ruling: &mut Ruling, response: &mut ResponseHeader) -> Result<()> {
         response.append_header("RateLimit-Policy", policy)?;
         response.append_header("RateLimit", limit)?;
     }
-    ruling.charges.settle(Some(response.status));
+    ruling.charges.settle(Some(outcome_of(response)));
     Ok(())
+}
+
+/// What has become of a request. A gRPC call that fails before it has answered anything says so in the head, beside a 200.
+fn outcome_of(response: &ResponseHeader) -> StatusCode {
+    match response.headers.get("grpc-status") {
+        Some(status) if status != "0" => StatusCode::INTERNAL_SERVER_ERROR,
+        _ => response.status,
+    }
 }
 
 /// Where a request is answered before its framing has been judged: nothing behind a body is taken for a request.

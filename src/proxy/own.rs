@@ -90,7 +90,7 @@ impl Proxy {
             Some(failure) => call(session, context, &snapshot)?.fail(failure),
             None => {
                 let body = read_body(session, &snapshot).await?;
-                self.clicks.told(&call(session, context, &snapshot)?, body.as_deref()).await
+                self.clicks.told(&call(session, context, &snapshot)?, body.as_deref())
             }
         };
         self.reply(session, context, reply).await

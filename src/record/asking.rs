@@ -257,14 +257,11 @@ impl Asking {
         let mut holding = self.lease.holding();
         let next = if !matches!(error, StoreError::Refused { .. }) {
             (holding.failed(now) && allowed).then_some(request)
-        } else if request.spent + request.returned > 0 {
-            tracing::warn!(%error, tenant = %key.tenant, feature = &*key.feature, "a lease was refused");
-            holding.refused(now);
-            holding.begin_ask(key, now)
         } else {
-            tracing::error!(%error, tenant = %key.tenant, feature = &*key.feature, "a lease was refused");
-            holding.refused(now);
-            None
+            if holding.refused(now) {
+                tracing::error!(%error, tenant = %key.tenant, feature = &*key.feature, "a lease was refused");
+            }
+            if request.spent + request.returned > 0 { holding.begin_ask(key, now) } else { None }
         };
         if next.is_none() {
             holding.stopped();

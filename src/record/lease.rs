@@ -361,14 +361,15 @@ impl Holding {
         goes_on
     }
 
-    /// What was asked is refused, and so certainly not done. What it would have told is for the next batch to tell.
-    pub(super) fn refused(&mut self, at: Instant) {
+    /// What was asked is refused, and so certainly not done. What it would have told is for the next batch to tell. True: that
+    /// is news.
+    pub(super) fn refused(&mut self, at: Instant) -> bool {
         self.not_before = Some(at + PAUSE);
         if let Some(ask) = self.ask.take() {
-            self.refused = true;
             self.spent += ask.request.spent;
             self.surplus += ask.request.returned;
         }
+        !std::mem::replace(&mut self.refused, true)
     }
 
     /// Nobody is at it any longer, and nothing is known of what came of it.

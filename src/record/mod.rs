@@ -4,6 +4,7 @@
 //! limit is new here or nearly used up. What is counted is written by [`Recorder::run`], a batch at a time.
 
 mod asking;
+mod clicks;
 mod lease;
 mod leases;
 mod lines;
@@ -32,6 +33,7 @@ use moka::sync::Cache;
 use tokio::runtime::Handle;
 use tokio::sync::{OnceCell, Semaphore, broadcast};
 
+use self::clicks::Clicks;
 use self::lease::Idling;
 use self::leases::Leases;
 use self::lines::{Denied, Use, day_of, minute_of};
@@ -168,6 +170,7 @@ pub(crate) struct Recorder {
     denials: Pending<Denied>,
     /// The same of tenants without a licence.
     strangers: Pending<Denied>,
+    clicks: Clicks,
     /// What has left these, and is not known to be written.
     outbox: tokio::sync::Mutex<Outbox>,
     anchors: Cache<TenantId, Arc<OnceCell<Date>>>,
@@ -247,6 +250,7 @@ impl Recorder {
             uses: Arc::new(Pending::new(options.pending, dropped(metrics.usage_dropped.of(DropCause::Full)))),
             denials: Pending::new(options.pending, dropped(&metrics.denial_events_dropped)),
             strangers: Pending::new(STRANGERS, dropped(&metrics.denial_events_dropped)),
+            clicks: Clicks::default(),
             outbox: tokio::sync::Mutex::default(),
             anchors: Cache::new(ANCHORS),
             crossings: broadcast::Sender::new(CROSSINGS),
@@ -270,34 +274,6 @@ impl Recorder {
         }
         let pending = if reason == Reason::NoLicense { &self.strangers } else { &self.denials };
         pending.add(tenant, minute_of(now), Denied { feature: Arc::clone(feature), reason, shadow, count: 1 });
-    }
-
-    /// Mark the denials of `feature` as followed: those that wait here are written before.
-    ///
-    /// # Errors
-    /// When that can't be told.
-    pub(crate) async fn clicked(
-        self: &Arc<Self>,
-        tenant: TenantId,
-        feature: &str,
-        at: Timestamp,
-    ) -> Result<(), StoreError> {
-        self.flush(Moment::now()).await;
-        let clicked = self.store.clicked(tenant, feature, at).await;
-        if let Err(error) = &clicked {
-            self.report(error);
-        }
-        clicked
-    }
-
-    /// The same behind the caller, who hears nothing of it.
-    pub(crate) fn clicked_behind(self: &Arc<Self>, tenant: TenantId, feature: Arc<str>, at: Timestamp) {
-        let recorder = Arc::clone(self);
-        self.runtime.spawn(async move {
-            if let Err(error) = recorder.clicked(tenant, &feature, at).await {
-                tracing::warn!(%error, "a click can't be written down");
-            }
-        });
     }
 
     /// How long a request may wait for a lease.
@@ -363,7 +339,7 @@ impl Recorder {
 
     /// Whether something is counted that is not written, or leased and not given back.
     pub(crate) fn is_busy(&self) -> bool {
-        let waits = self.uses.len() + self.denials.len() + self.strangers.len() > 0;
+        let waits = self.uses.len() + self.denials.len() + self.strangers.len() + self.clicks.len() > 0;
         waits || self.outbox.try_lock().map_or(true, |outbox| !outbox.is_empty()) || self.leases.hold_something()
     }
 

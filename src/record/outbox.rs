@@ -54,7 +54,7 @@ impl Recorder {
         }
         let denials = self.denials.len() + self.strangers.len();
         let mut batches = self.uses.len().max(tidied.due).max(denials).div_ceil(LINES);
-        let written = loop {
+        let mut written = loop {
             if outbox.is_empty() {
                 let Some(left) = batches.checked_sub(1) else { break true };
                 batches = left;
@@ -65,6 +65,8 @@ impl Recorder {
                 break false;
             }
         };
+        // After the denials that they are about.
+        written = written && self.write_clicks().await;
         self.observe();
         written
     }

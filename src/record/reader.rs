@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 
 use crate::stores::{Since, UsageSource};
 
-/// For how long an answer is given again: whoever looks all the time costs the source little.
+/// For how long an answer is given again, at the most: whoever looks all the time costs the source little.
 const FRESH_FOR: Duration = Duration::from_secs(5);
 
 /// How many tenants are remembered, the least used out first.
@@ -28,6 +28,7 @@ pub(crate) struct UsageReader {
     runtime: Handle,
     /// How long a caller waits.
     deadline: Duration,
+    fresh_for: Duration,
     known: Cache<TenantId, Arc<Slot>>,
     waiting: Arc<Semaphore>,
     /// One query at a time: look-ups of licences use the same connections.
@@ -51,12 +52,14 @@ struct Reading {
 }
 
 impl UsageReader {
-    /// Ask `source` on `runtime`; whoever reads waits no longer than `deadline`.
-    pub(crate) fn new(source: Arc<dyn UsageSource>, runtime: Handle, deadline: Duration) -> Self {
+    /// Ask `source` on `runtime`; whoever reads waits no longer than `deadline`. What is read changes every `interval`, and is
+    /// not asked for more often.
+    pub(crate) fn new(source: Arc<dyn UsageSource>, runtime: Handle, deadline: Duration, interval: Duration) -> Self {
         Self {
             source,
             runtime,
             deadline,
+            fresh_for: interval.min(FRESH_FOR),
             known: Cache::builder().max_capacity(REMEMBERED).build(),
             waiting: Arc::new(Semaphore::new(WAITING)),
             asking: Arc::new(Semaphore::new(1)),
@@ -68,16 +71,16 @@ impl UsageReader {
     pub(crate) async fn of(&self, tenant: TenantId, since: &Since, ask: bool) -> Option<Arc<Usage>> {
         let slot = self.known.get_with(tenant, Arc::default);
         if ask
-            && !slot.is_fresh(since)
+            && !slot.is_fresh(since, self.fresh_for)
             && let Ok(place) = Arc::clone(&self.waiting).try_acquire_owned()
         {
             let (source, asking, slot) = (Arc::clone(&self.source), Arc::clone(&self.asking), Arc::clone(&slot));
-            let since = since.clone();
+            let (since, fresh_for) = (since.clone(), self.fresh_for);
             let asked = self.runtime.spawn(async move {
                 let _place = place;
                 let _turn = slot.turn.lock().await;
                 let Ok(_asking) = asking.acquire().await else { return };
-                if slot.is_fresh(&since) {
+                if slot.is_fresh(&since, fresh_for) {
                     return;
                 }
                 let usage = source.usage(tenant, &since).await;
@@ -95,9 +98,9 @@ impl UsageReader {
 
 impl Slot {
     /// Whether somebody has asked just now, in vain or not.
-    fn is_fresh(&self, since: &Since) -> bool {
+    fn is_fresh(&self, since: &Since, fresh_for: Duration) -> bool {
         let last = self.last.lock();
-        last.as_ref().is_some_and(|last| last.since == *since && last.tried_at.elapsed() < FRESH_FOR)
+        last.as_ref().is_some_and(|last| last.since == *since && last.tried_at.elapsed() < fresh_for)
     }
 
     fn last_of(&self, since: &Since) -> Option<Arc<Usage>> {
@@ -154,7 +157,7 @@ mod tests {
 
     fn reader() -> (Arc<Fake>, UsageReader) {
         let fake = Arc::new(Fake::default());
-        let reader = UsageReader::new(Arc::clone(&fake) as _, Handle::current(), Duration::from_secs(5));
+        let reader = UsageReader::new(Arc::clone(&fake) as _, Handle::current(), Duration::from_secs(5), FRESH_FOR);
         (fake, reader)
     }
 

@@ -56,8 +56,8 @@ pub(crate) use self::redis::understand as understand_entry;
 pub(crate) use self::redis::{Cached, FillToken, Filled, Hit, Push, Redis};
 pub(crate) use self::transactions::{TransactionMetrics, TransactionName, TransactionOutcome};
 pub(crate) use self::usage::{
-    Batch, Count, Crossing, DenialCount, Lease, LeaseRequest, Posted, QuotaKey, Settlement, Since, Standing,
-    UsageSource, UsageStore,
+    Batch, Count, Crossing, CrossingNotice, DenialCount, Lease, LeaseRequest, Posted, QuotaKey, Settlement, Since,
+    Standing, UsageSource, UsageStore,
 };
 
 /// Which store failed.

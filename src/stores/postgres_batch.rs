@@ -7,6 +7,7 @@ use tokio_postgres::{Client, Error, Row};
 use uuid::Uuid;
 
 use super::postgres_denials::Denials;
+use super::postgres_feed::thresholds_channel;
 use super::postgres_order::{hold_in_common, locks_of};
 use super::postgres_usage::{Key, amount, number, standing};
 use super::transactions::{Interrupted, Work};
@@ -40,9 +41,10 @@ pub(super) const COUNT: &str = "WITH list AS ( \
      SELECT (coalesce((SELECT sum(amount) FROM list), 0) - coalesce((SELECT sum(amount) FROM licensed), 0))::bigint";
 
 /// Each window that is settled, or that usage without a lease falls into, in the order of their keys, as everybody locks them;
-/// `before` is what was announced before. How much is used is worked out from the row as it is once it is locked. OFFSET 0 has
+/// `before` is what was announced before, and thresholds passed since are told to every replica ($13: the batch). How much is used is worked out from the row as it is once it is locked. OFFSET 0 has
 /// the windows of each line looked up by themselves, by the index, however few the planner takes them to be.
-pub(super) const SETTLE: &str = "WITH settled AS ( \
+pub(super) const SETTLE: &str = concat!(
+    "WITH settled AS ( \
        SELECT tenant_id, feature, kind, start_date::date AS start_date, max(allowed) AS allowed, \
               sum(spent) AS spent, sum(returned) AS returned, array_agg(place) AS places \
          FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::int8[], $6::int8[], $7::int8[]) WITH ORDINALITY \
@@ -72,14 +74,24 @@ pub(super) const SETTLE: &str = "WITH settled AS ( \
                   WHERE (w.used + consumed) * 100 >= allowed::numeric * percent), 0) ELSE w.announced END \
          FROM locked WHERE w.tenant_id = locked.tenant_id AND w.feature = locked.feature \
           AND w.window_kind = locked.kind AND w.start_date = locked.start_date \
-       RETURNING places, used, reserved, locked.announced AS before, w.announced AS after) \
-     SELECT places, used, reserved, before, after FROM written WHERE places IS NOT NULL";
+       RETURNING places, w.tenant_id, w.feature, allowed, end_date, used, reserved, \
+                 locked.announced AS before, w.announced AS after) \
+     SELECT places, used, reserved, before, after, \
+            (SELECT count(pg_notify('",
+    thresholds_channel!(),
+    "', json_build_object('batch', $13::uuid, 'tenant', tenant_id, 'feature', feature, 'percent', percent, \
+                          'used', used, 'limit', allowed, 'resetsAt', \
+                          CASE WHEN isfinite(end_date) THEN to_char(end_date, 'YYYY-MM-DD\"T00:00:00Z\"') END)::text)) \
+               FROM unnest($12::int4[]) AS list (percent) WHERE percent > before AND percent <= after) \
+       FROM written WHERE places IS NOT NULL"
+);
 
 #[async_trait]
 impl Work for Batch {
-    type Done = Posted;
+    /// None: nothing is written, since the tables of licences and their use are not there.
+    type Done = Option<Posted>;
 
-    async fn work(&self, client: &Client) -> Result<Posted, Interrupted> {
+    async fn work(&self, client: &Client) -> Result<Option<Posted>, Interrupted> {
         let counts = Counts::of(&self.counts);
         let (settlements, unleased) = (Settlements::of(&self.settlements), Unleased::of(&self.counts));
         let denials = Denials::of(self.denials.iter().filter(|denial| !denial.shadow));
@@ -95,18 +107,22 @@ impl Work for Batch {
             client.execute_typed(NOTE, &id),
             counts.add(client),
             hold_in_common(client, &locks),
-            settle(client, &settlements, &unleased, &thresholds),
+            settle(client, self.id, &settlements, &unleased, &thresholds),
             denials.add(client),
             shadows.add_shadow(client),
         );
         match noted {
             // Once it has failed, nothing of what follows is done.
             Err(error) if is_there(&error) => {
-                return Ok(Posted { standings: vec![None; self.settlements.len()], ..Posted::default() });
+                return Ok(Some(Posted { standings: vec![None; self.settlements.len()], ..Posted::default() }));
             }
             noted => noted?,
         };
-        let without_license = without_license?;
+        let without_license = match without_license {
+            // All that follows has failed with it, and COMMIT undoes the rest.
+            Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => return Ok(None),
+            without_license => without_license?,
+        };
         held?;
         let rows = settled?;
         denied?;
@@ -115,7 +131,7 @@ impl Work for Batch {
         for row in &rows {
             self.read_settled(row, &mut posted)?;
         }
-        Ok(posted)
+        Ok(Some(posted))
     }
 }
 
@@ -247,6 +263,7 @@ impl<'a> Unleased<'a> {
 /// Settle windows; answers the rows of [`SETTLE`].
 async fn settle(
     client: &Client,
+    batch: Uuid,
     settlements: &Settlements<'_>,
     unleased: &Unleased<'_>,
     thresholds: &[i32],
@@ -254,7 +271,7 @@ async fn settle(
     if settlements.tenants.is_empty() && unleased.tenants.is_empty() {
         return Ok(Vec::new());
     }
-    let parameters: [(&(dyn ToSql + Sync), Type); 12] = [
+    let parameters: [(&(dyn ToSql + Sync), Type); 13] = [
         (&settlements.tenants, Type::UUID_ARRAY),
         (&settlements.features, Type::TEXT_ARRAY),
         (&settlements.kinds, Type::TEXT_ARRAY),
@@ -267,6 +284,7 @@ async fn settle(
         (&unleased.days, Type::TEXT_ARRAY),
         (&unleased.amounts, Type::INT8_ARRAY),
         (&thresholds, Type::INT4_ARRAY),
+        (&batch, Type::UUID),
     ];
     client.query_typed(SETTLE, &parameters).await
 }

@@ -16,7 +16,16 @@ use tokio_postgres::{AsyncMessage, Client};
 
 use super::postgres::position;
 use super::postgres_server::{dial, failure, unavailable};
-use super::{Change, Position, StoreError};
+use super::{Change, CrossingNotice, Position, StoreError};
+
+/// On which batches of usage notify: a channel of its own, since replicas of another version take what they can't read on that
+/// of the changes for a change.
+macro_rules! thresholds_channel {
+    () => {
+        "dotmac_license_thresholds"
+    };
+}
+pub(super) use thresholds_channel;
 
 /// On which the triggers notify.
 pub(super) const CHANGES: &str = "dotmac_license_changes";
@@ -40,6 +49,8 @@ pub(crate) enum Notice {
     Everything,
     /// Tenants were added.
     Added,
+    /// A share of a limit is used up.
+    Threshold(CrossingNotice),
     /// Our own notification has come back: all that was committed before it was sent has been told.
     Beat(Vitals),
 }
@@ -90,14 +101,14 @@ impl PostgresFeed {
                 // The receiver sees the end, whatever its cause: the sender is dropped.
                 while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
                     if let AsyncMessage::Notification(notification) = message
-                        && let Some(notice) = Notice::read(notification.channel() == beat, notification.payload())
+                        && let Some(notice) = Notice::read(notification.channel(), notification.payload(), &beat)
                         && sender.try_send(notice).is_err()
                     {
                         overflows.store(true, Ordering::Release);
                     }
                 }
             });
-            let listen = format!("LISTEN {CHANGES}; LISTEN {beat_channel}");
+            let listen = format!("LISTEN {CHANGES}; LISTEN {}; LISTEN {beat_channel}", thresholds_channel!());
             listening.batch_execute(&listen).await.map_err(|error| failure(&error))?;
             let (beats, connection) = dial(url).await?;
             tokio::spawn(connection);
@@ -171,9 +182,13 @@ impl PostgresFeed {
 }
 
 impl Notice {
-    fn read(is_beat: bool, payload: &str) -> Option<Self> {
-        if is_beat {
+    /// Read what was told on one of the channels; none: nothing that is understood, and nothing that matters.
+    fn read(channel: &str, payload: &str, beat_channel: &str) -> Option<Self> {
+        if channel == beat_channel {
             return payload.parse().ok().map(Self::Beat);
+        }
+        if channel == thresholds_channel!() {
+            return serde_json::from_str(payload).ok().map(Self::Threshold);
         }
         Some(match payload {
             "+" => Self::Added,
@@ -206,4 +221,33 @@ impl FromStr for Vitals {
 
 async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
     timeout(limit, work).await.unwrap_or_else(|_| Err(unavailable(format!("no answer within {limit:?}"))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_on_each_channel() {
+        let read = |channel: &str, payload: &str| Notice::read(channel, payload, "beat");
+        let tenant = "3f2504e0-4f89-41d3-9a0c-0305e82c3301";
+        let change = |revision| Change { tenant: tenant.parse().expect("a tenant"), revision };
+        assert_eq!(read(CHANGES, &format!("{tenant}:7")), Some(Notice::Change(change(7))));
+        assert_eq!(read(CHANGES, &format!("?{tenant}")), Some(Notice::Doubt(change(0).tenant)));
+        assert_eq!(read(CHANGES, "+"), Some(Notice::Added));
+        for of_a_later_version in ["*", "!", "{}", ""] {
+            assert_eq!(read(CHANGES, of_a_later_version), Some(Notice::Everything));
+        }
+        let threshold = format!(
+            r#"{{"batch":"{tenant}","tenant":"{tenant}","feature":"crm","percent":80,"used":8,"limit":10,
+                "resetsAt":"2026-12-01T00:00:00Z","of a later version":1}}"#
+        );
+        let Some(Notice::Threshold(notice)) = read(thresholds_channel!(), &threshold) else { panic!("a threshold") };
+        assert_eq!((notice.tenant, notice.threshold.percent), (change(0).tenant, 80));
+        assert_eq!(notice.threshold.resets_at.map(|at| at.to_string()), Some("2026-12-01T00:00:00Z".to_owned()));
+        // What can't be read there is no change of a licence.
+        for other in ["", "{}", "[80]", "*"] {
+            assert_eq!(read(thresholds_channel!(), other), None);
+        }
+    }
 }

@@ -328,10 +328,10 @@ pub(super) fn failure(error: &Error) -> StoreError {
     }
 }
 
-/// Whether it is what was sent that can't be taken: a value (SQLSTATE class 22), a constraint (23), or a trigger of somebody's
-/// own (P0).
+/// Whether it is what was sent that can't be taken: a value (SQLSTATE class 22), a constraint (23, 44), a limit of the server's
+/// (54), or a trigger of somebody's own (P0).
 fn is_about_content(code: &SqlState) -> bool {
-    ["22", "23", "P0"].iter().any(|class| code.code().starts_with(class))
+    ["22", "23", "44", "54", "P0"].iter().any(|class| code.code().starts_with(class))
 }
 
 pub(super) fn explain(error: &Error) -> String {

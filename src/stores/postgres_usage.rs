@@ -94,15 +94,22 @@ impl PostgresUsage {
 #[async_trait]
 impl UsageStore for PostgresUsage {
     async fn post(&self, batch: &Batch) -> Result<Posted, StoreError> {
-        self.transactions.at_once(TransactionName::Usage, batch).await
+        if let Some(posted) = self.transactions.at_once(TransactionName::Usage, batch).await? {
+            return Ok(posted);
+        }
+        // Somebody has dropped them, which turns licensing off: nobody has a licence. The rest has its tables.
+        let without_counts = Batch { counts: Vec::new(), ..batch.clone() };
+        let posted = self.transactions.at_once(TransactionName::Usage, &without_counts).await?.unwrap_or_default();
+        let without_license = batch.counts.iter().map(|count| count.count).sum();
+        tracing::warn!(uses = without_license, "usage is dropped: feature_usage or tenant_licenses is not there");
+        Ok(Posted { without_license, ..posted })
     }
 
     async fn lease(&self, request: &LeaseRequest) -> Result<Lease, StoreError> {
         if let Some(lease) = self.transactions.at_once(TransactionName::Lease, request).await? {
             return Ok(lease);
         }
-        self.transactions.at_once(TransactionName::Window, &Beginning(&request.key)).await?;
-        let lease = self.transactions.at_once(TransactionName::Lease, request).await?;
+        let lease = self.transactions.at_once(TransactionName::Window, &Beginning(request)).await?;
         lease.ok_or_else(|| unavailable("the window of a limit was removed as soon as it was there".to_owned()))
     }
 
@@ -129,6 +136,12 @@ impl Work for LeaseRequest {
     type Done = Option<Lease>;
 
     async fn work(&self, client: &Client) -> Result<Option<Lease>, Interrupted> {
+        Ok(self.take(client).await?)
+    }
+}
+
+impl LeaseRequest {
+    async fn take(&self, client: &Client) -> Result<Option<Lease>, Error> {
         let Key { feature, kind, start, .. } = Key::of(&self.key);
         let limit = i64::try_from(self.limit).unwrap_or(i64::MAX);
         let [spent, returned, needed, wished] = [self.spent, self.returned, self.needed, self.wished].map(amount);
@@ -146,19 +159,19 @@ impl Work for LeaseRequest {
         ];
         let rows = client.query_typed(LEASE, &parameters).await?;
         let read = |row: &Row| Ok(Lease { granted: number(row, 0)?, standing: standing(row, 1)? });
-        Ok(rows.first().map(read).transpose().map_err(Interrupted::Postgres)?)
+        rows.first().map(read).transpose()
     }
 }
 
-/// A window that is to begin.
-struct Beginning<'a>(&'a QuotaKey);
+/// The first lease of a window, which begins with it.
+struct Beginning<'a>(&'a LeaseRequest);
 
 #[async_trait]
 impl Work for Beginning<'_> {
-    type Done = ();
+    type Done = Option<Lease>;
 
-    async fn work(&self, client: &Client) -> Result<(), Interrupted> {
-        let Key { tenant, feature, kind, start, end } = Key::of(self.0);
+    async fn work(&self, client: &Client) -> Result<Option<Lease>, Interrupted> {
+        let Key { tenant, feature, kind, start, end } = Key::of(&self.0.key);
         let parameters: [(&(dyn ToSql + Sync), Type); 5] = [
             (tenant.as_uuid(), Type::UUID),
             (&feature, Type::TEXT),
@@ -166,9 +179,14 @@ impl Work for Beginning<'_> {
             (&start, Type::TEXT),
             (&end, Type::TEXT),
         ];
-        let begun =
-            tokio::try_join!(biased; hold_alone(client, tenant), client.execute_typed(BEGIN_WINDOW, &parameters));
-        Ok(begun.map(drop)?)
+        // The last looks for itself, and so sees the window whoever has begun it.
+        let (_, _, lease) = tokio::try_join!(
+            biased;
+            hold_alone(client, tenant),
+            client.execute_typed(BEGIN_WINDOW, &parameters),
+            self.0.take(client),
+        )?;
+        Ok(lease)
     }
 }
 

@@ -325,7 +325,9 @@ fn judge(error: &Error) -> Failure {
             transient || matches!(*code, SqlState::UNIQUE_VIOLATION | SqlState::FOREIGN_KEY_VIOLATION)
         }
     };
-    if again { Failure::Again(failure(error)) } else { Failure::Final(TransactionError::Failed(failure(error))) }
+    // A conflict with others that stays one is as good as content that is refused.
+    let error = failure(error);
+    if again { Failure::Again(error) } else { Failure::Final(TransactionError::Failed(error)) }
 }
 
 impl TransactionName {

@@ -11,7 +11,8 @@ use licensing::quota::Period;
 use licensing::reason::Reason;
 use licensing::tenant::TenantId;
 use licensing::time::Timestamp;
-use licensing::view::Usage;
+use licensing::view::{Threshold, Usage};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::StoreError;
@@ -150,6 +151,18 @@ pub(crate) struct Crossing {
     pub(crate) limit: u64,
 }
 
+/// What replicas tell each other of a threshold that was passed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct CrossingNotice {
+    /// The batch by which it was passed: what is heard twice is told apart from what happened twice.
+    pub(crate) batch: Uuid,
+    /// Whose limit.
+    pub(crate) tenant: TenantId,
+    /// Which share of which.
+    #[serde(flatten)]
+    pub(crate) threshold: Threshold,
+}
+
 /// From which day on usage is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Since {
@@ -157,6 +170,15 @@ pub(crate) struct Since {
     pub(crate) day: Date,
     /// By feature.
     pub(crate) of: Vec<(Arc<str>, Date)>,
+}
+
+impl Crossing {
+    /// As the tenant is told.
+    pub(crate) fn threshold(&self) -> Threshold {
+        let Self { key: QuotaKey { feature, period, .. }, percent, used, limit } = self;
+        let (feature, resets_at) = ((&**feature).into(), period.resets_at());
+        Threshold { feature, percent: *percent, used: *used, limit: *limit, resets_at }
+    }
 }
 
 /// Where usage is read, by people and frontends; nothing that is decided depends on it.

@@ -98,7 +98,7 @@ async fn a_licence_ends_on_the_dot_while_it_lies_in_memory() {
     tokio::time::sleep(Duration::from_millis(1600)).await;
     let answer = world.get("/api/v1/crm", tenant).await;
     assert_eq!((answer.status, &answer.json()["reason"]), (402, &json!("license_expired")));
-    assert_eq!(world.postgres_wire.count("WHERE tenant_id"), 1, "the clock needs no store");
+    assert_eq!(world.postgres_wire.count("FROM tenant_licenses WHERE tenant_id"), 1, "the clock needs no store");
 }
 
 #[tokio::test]

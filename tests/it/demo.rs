@@ -79,7 +79,7 @@ async fn every_printed_line_works_when_pasted() {
         assert!(printed.contains(plan), "{printed}");
     }
     let lines = curl_lines(&printed);
-    assert_eq!(lines.len(), 7, "{printed}");
+    assert_eq!(lines.len(), 8, "{printed}");
 
     let (status, body) = answer(lines[0]);
     assert_eq!((status.as_str(), &body["backend"]), ("200", &Value::from("stub")), "{body}");
@@ -90,20 +90,27 @@ async fn every_printed_line_works_when_pasted() {
     assert_eq!((status.as_str(), &body["reason"]), ("402", &Value::from("feature_not_in_plan")), "{body}");
     assert_eq!(body["upgrade_url"], "/billing/upgrade?feature=crm");
 
-    let (status, license) = answer(lines[2]);
-    assert_eq!((status.as_str(), &license["planTier"]), ("200", &Value::from("professional")), "{license}");
-    let (status, body) = answer(lines[3]);
-    assert_eq!((status.as_str(), &body["received"]["x-license-plan"]), ("200", &Value::from("professional")), "{body}");
-    assert_eq!(answer(lines[4]), ("200".to_owned(), license));
+    let opened = paste(lines[2]);
+    let statuses: Vec<_> =
+        opened.lines().filter_map(|line| line.strip_prefix("HTTP/1.1 ")?.split(' ').next()).collect();
+    assert_eq!(statuses, ["200", "200", "200", "402"], "{opened}");
+    assert!(opened.contains(r#""reason":"usage_limit_exceeded""#), "{opened}");
 
-    let (status, body) = answer(lines[5]);
+    let (status, license) = answer(lines[3]);
+    assert_eq!((status.as_str(), &license["planTier"]), ("200", &Value::from("professional")), "{license}");
+    let (status, body) = answer(lines[4]);
+    assert_eq!((status.as_str(), &body["received"]["x-license-plan"]), ("200", &Value::from("professional")), "{body}");
+    let (status, shown) = answer(lines[5]);
+    assert_eq!((status.as_str(), &shown["revision"]), ("200", &license["revision"]), "{shown}");
+
+    let (status, body) = answer(lines[6]);
     assert_eq!((status.as_str(), &body["path"]), ("200", &Value::from("/api/v1/network/devices")), "{body}");
     assert!(body["received"].get("x-license-plan").is_none(), "{body}");
 
-    let metrics = paste(lines[6]);
+    let metrics = paste(lines[7]);
     assert!(metrics.lines().all(|line| line.starts_with("dotmac_")), "{metrics}");
     let denial = "dotmac_feature_denials_total{feature=\"crm\",reason=\"feature_not_in_plan\"} 1";
-    for counted in [denial, "dotmac_license_cache_requests 3"] {
+    for counted in [denial, "dotmac_license_cache_requests 7"] {
         assert!(metrics.lines().any(|line| line == counted), "{counted}: {metrics}");
     }
     demo.interrupt().await;
@@ -121,7 +128,7 @@ async fn taken_ports_are_replaced_by_free_ones() {
         assert!(!on_it, "{port} is taken: {printed}");
     }
     assert_eq!(answer(lines[0]).0, "200");
-    assert!(paste(lines[6]).contains("dotmac_license_cache_requests 1"));
+    assert!(paste(lines[7]).contains("dotmac_license_cache_requests 1"));
     demo.interrupt().await;
 }
 

@@ -12,20 +12,20 @@ use uuid::Uuid;
 use crate::harness::{RawClient, RawResponse, World, world};
 
 /// The document, and which of its answers were seen.
-struct Document {
+pub(crate) struct Document {
     root: Value,
     seen: BTreeSet<(String, String, u16)>,
 }
 
 impl Document {
-    fn read() -> Document {
+    pub(crate) fn read() -> Document {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/openapi.json");
         let text = std::fs::read_to_string(path).expect("the document is there");
         Document { root: serde_json::from_str(&text).expect("JSON"), seen: BTreeSet::new() }
     }
 
     /// What a JSON pointer leads to, a `$ref` there followed.
-    fn at(&self, pointer: &str) -> Value {
+    pub(crate) fn at(&self, pointer: &str) -> Value {
         let value = self.root.pointer(pointer).unwrap_or_else(|| panic!("{pointer} is not described")).clone();
         match value.get("$ref").and_then(Value::as_str) {
             Some(reference) => self.at(reference.trim_start_matches('#')),
@@ -51,6 +51,12 @@ impl Document {
         let what = format!("{method} {path} {}", answer.status);
         let operation = format!("/paths/{}/{}", path.replace('/', "~1"), method.to_lowercase());
         let described = self.at(&format!("{operation}/responses/{}", answer.status));
+        self.assert_described(&described, answer, &what);
+        self.seen.insert((method.to_owned(), path.to_owned(), answer.status));
+    }
+
+    /// Compares headers and body with a description of an answer.
+    pub(crate) fn assert_described(&self, described: &Value, answer: &RawResponse, what: &str) {
         for (name, header) in described["headers"].as_object().into_iter().flatten() {
             let header = match header.get("$ref").and_then(Value::as_str) {
                 Some(reference) => self.at(reference.trim_start_matches('#')),
@@ -67,10 +73,9 @@ impl Document {
             Some(contents) => {
                 let content_type = answer.header("Content-Type").expect("a media type");
                 let content = contents.get(content_type).unwrap_or_else(|| panic!("{what}: {content_type}"));
-                self.assert_valid(&content["schema"], &answer.json(), &what);
+                self.assert_valid(&content["schema"], &answer.json(), what);
             }
         }
-        self.seen.insert((method.to_owned(), path.to_owned(), answer.status));
     }
 }
 
@@ -178,6 +183,32 @@ async fn answers_are_as_described() {
         document.check("POST", path, &answer);
     }
 
+    for path in ["/license/upgrade-click", "/api/v1/license/upgrade-click"] {
+        let media_type = ("Content-Type", "application/json");
+        let (click, large) = (r#"{"feature":"crm"}"#, format!("{{\"feature\":\"{}\"}}", "x".repeat(20_000)));
+        for (headers, body, status) in [
+            (vec![own, media_type], click, 204),
+            (vec![unknown, media_type], click, 204),
+            (vec![own, media_type], "nonsense", 400),
+            (vec![own, media_type, problem], "{}", 400),
+            (vec![media_type, ("X-Tenant-ID", "acme")], click, 400),
+            (vec![media_type], click, 401),
+            (vec![own, media_type], &large, 413),
+            (vec![own], click, 415),
+            (vec![own, media_type, problem], r#"{"feature":"network"}"#, 422),
+        ] {
+            let answer = send(&world, "POST", path, &headers, body).await;
+            assert_eq!(answer.status, status, "{path} {headers:?}: {}", answer.text());
+            document.check("POST", path, &answer);
+        }
+        let answer = send(&world, "GET", path, &[own], "").await;
+        assert_eq!(answer.status, 405);
+        document.check("POST", path, &answer);
+        let answer = send(&world, "POST", path, &[own, media_type, ("Content-Length", "9")], "").await;
+        assert_eq!(answer.status, 408, "a body that does not come");
+        document.check("POST", path, &answer);
+    }
+
     // The refusals that stand in for the backend's answers.
     let denied = document.at("/components/responses/Denied");
     for (headers, status) in [(vec![own], 402), (vec![own, problem], 402), (vec![unknown], 402), (vec![], 401)] {
@@ -207,8 +238,11 @@ async fn answers_are_as_described() {
 #[tokio::test]
 async fn requests_and_messages_are_as_described() {
     let upgrade = json!({ "mode": "request", "allow": { "header": "X-User-Role", "values": ["owner"] } });
-    let world =
-        World::start_with(|builder| builder.set("/upgrade", upgrade).set("/licenses/change_feed", "listen")).await;
+    let world = World::start_with(|builder| {
+        let metered = builder.set("/routes/rules/4/meter", json!({})).set("/usage/flush_interval", "200ms");
+        metered.set("/upgrade", upgrade).set("/licenses/change_feed", "listen")
+    })
+    .await;
     world.proxy.live().await;
     let mut document = Document::read();
     let tenant = world.tenant("starter").await;
@@ -222,12 +256,17 @@ async fn requests_and_messages_are_as_described() {
     request.headers_mut().insert("X-Tenant-ID", id.parse().expect("a header"));
     let (mut socket, _) = connect_async(request).await.expect("101");
     let schema = json!({ "$ref": "#/components/schemas/WebSocketMessage" });
+    let limit = |tickets: u64| {
+        format!("UPDATE tenant_licenses SET usage_limits = '{{\"tickets\": {tickets}}}' WHERE tenant_id = '{id}'")
+    };
+    let mut types = BTreeSet::new();
     for change in [
         None,
+        Some(limit(1)),
         Some(format!(
             "UPDATE tenant_licenses SET valid_until = 'infinity', valid_from = '-infinity' WHERE tenant_id = '{id}'"
         )),
-        Some(format!("DELETE FROM tenant_licenses WHERE tenant_id = '{id}'")),
+        Some(format!("DELETE FROM feature_usage; DELETE FROM tenant_licenses WHERE tenant_id = '{id}'")),
     ] {
         if let Some(sql) = &change {
             world.database.execute(sql).await;
@@ -235,6 +274,18 @@ async fn requests_and_messages_are_as_described() {
         let message = socket.next().await.expect("open").expect("a message").into_text().expect("text");
         let message: Value = serde_json::from_str(&message).expect("JSON");
         document.assert_valid(&schema, &message, "a message");
+        if change.is_some() && types.len() == 1 {
+            assert_eq!(world.get("/api/v1/tickets", tenant).await.status, 200);
+            for percent in [80, 100] {
+                let message = socket.next().await.expect("open").expect("a message").into_text().expect("text");
+                let message: Value = serde_json::from_str(&message).expect("JSON");
+                document.assert_valid(&schema, &message, "a message");
+                assert_eq!(message["percent"], percent);
+                types.insert(message["type"].to_string());
+            }
+        }
+        types.insert(message["type"].to_string());
     }
+    assert_eq!(types.len(), 3, "{types:?}");
     assert_eq!(world::get(&world.proxy, "/license", tenant).await.status, 402);
 }

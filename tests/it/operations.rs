@@ -28,7 +28,7 @@ const PROMISED: [(&str, &str, &[&str]); 32] = [
     ("dotmac_license_lookups_shed_total", "", &[]),
     ("dotmac_license_replica_lagging_total", "", &[]),
     ("dotmac_store_errors_total", "store", &["postgres", "redis"]),
-    ("dotmac_store_breaker_state", "store", &["postgres", "redis"]),
+    ("dotmac_store_breaker_state", "store", &["postgres", "redis", "usage"]),
     ("dotmac_license_stale_served_total", "", &[]),
     ("dotmac_license_grace_served_total", "", &[]),
     ("dotmac_licenses_expiring", "within", &["24h", "7d", "30d"]),

@@ -24,10 +24,10 @@ const LIMIT: Duration = Duration::from_secs(20);
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
 /// The client's end of a socket.
-struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
+pub(crate) struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
 
 impl Socket {
-    async fn open(proxy: &Proxy, tenant: Uuid) -> Socket {
+    pub(crate) async fn open(proxy: &Proxy, tenant: Uuid) -> Socket {
         let tenant = tenant.to_string();
         Self::try_open(proxy, "/ws/license", &[("X-Tenant-ID", &tenant)]).await.expect("101").0
     }
@@ -44,17 +44,22 @@ impl Socket {
         connect_async(request).await.map(|(socket, answer)| (Socket(socket), answer))
     }
 
-    /// The next message's type and licence.
-    async fn told(&mut self) -> (String, Value) {
+    /// The next message.
+    pub(crate) async fn message(&mut self) -> Value {
         let message = tokio::time::timeout(LIMIT, self.0.next()).await.expect("a message").expect("open");
         let text = message.expect("a message").into_text().expect("text");
-        let mut message: Value = serde_json::from_str(&text).expect("JSON");
+        serde_json::from_str(&text).expect("JSON")
+    }
+
+    /// The next message's type and licence.
+    async fn told(&mut self) -> (String, Value) {
+        let mut message = self.message().await;
         assert_eq!(message.as_object().map(serde_json::Map::len), Some(2), "{message}");
         (message["type"].as_str().expect("a type").to_owned(), message["license"].take())
     }
 
     /// Whether nothing is told for this long.
-    async fn is_quiet(&mut self, span: Duration) -> bool {
+    pub(crate) async fn is_quiet(&mut self, span: Duration) -> bool {
         tokio::time::timeout(span, self.0.next()).await.is_err()
     }
 

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::license::{License, Validity};
@@ -38,6 +38,22 @@ pub enum Message {
     Current,
     /// Each further one: the licence as it has become.
     Updated,
+}
+
+/// A share of a limit that is used up, for the first time in its period.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Threshold {
+    /// Of which feature.
+    pub feature: Box<str>,
+    /// Which share, in percent.
+    pub percent: u8,
+    /// What is used.
+    pub used: u64,
+    /// What the licence allows.
+    pub limit: u64,
+    /// When counting begins anew; none: never.
+    pub resets_at: Option<Timestamp>,
 }
 
 impl<'a> View<'a> {
@@ -85,6 +101,19 @@ impl Message {
             Self::Updated => "license_updated",
         };
         format!(r#"{{"type":"{kind}","license":{}}}"#, document.unwrap_or("null"))
+    }
+}
+
+impl Threshold {
+    /// The message about it.
+    pub fn to_message(&self) -> String {
+        #[derive(Serialize)]
+        struct Message<'a> {
+            r#type: &'static str,
+            #[serde(flatten)]
+            threshold: &'a Threshold,
+        }
+        serde_json::to_string(&Message { r#type: "usage_threshold", threshold: self }).unwrap_or_default()
     }
 }
 
@@ -227,6 +256,13 @@ mod tests {
             (Message::Updated, None, r#"{"type":"license_updated","license":null}"#),
         ] {
             assert_eq!(message.about(document), expected);
+        }
+        let threshold = Threshold { feature: "tickets".into(), percent: 80, used: 81, limit: 100, resets_at: None };
+        let limited = Threshold { resets_at: Some(hours(24)), ..threshold.clone() };
+        for (threshold, resets_at) in [(threshold, "null"), (limited, r#""1970-01-02T00:00:00Z""#)] {
+            let fields =
+                r#""type":"usage_threshold","feature":"tickets","percent":80,"used":81,"limit":100,"resetsAt""#;
+            assert_eq!(threshold.to_message(), format!("{{{fields}:{resets_at}}}"));
         }
     }
 }

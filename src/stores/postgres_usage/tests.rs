@@ -947,9 +947,9 @@ async fn nothing_reads_a_whole_table() {
         ),
         (
             SETTLE.to_owned(),
-            "uuid[], text[], text[], text[], bigint[], bigint[], bigint[], uuid[], text[], text[], bigint[], int[]",
+            "uuid[], text[], text[], text[], bigint[], bigint[], bigint[], uuid[], text[], text[], bigint[], int[], uuid",
             format!(
-                "{}, {}, '{{80,100}}'",
+                "{}, {}, '{{80,100}}', gen_random_uuid()",
                 columns(&format!("{}, {}, {numbers}, {numbers}, {numbers}", texts("month"), texts("2026-11-01"))),
                 columns(&format!("{}, {numbers}", texts("2026-11-23")))
             ),
@@ -1001,4 +1001,81 @@ async fn nothing_reads_a_whole_table() {
     let plan: serde_json::Value = serde_json::from_str(&plan).expect("JSON");
     let text = plan.to_string();
     assert!(text.contains(r#""Node Type":"Index Only Scan""#) && text.contains(r#""Heap Fetches":0"#), "{plan:#}");
+}
+
+/// Whether the store has answered that it won't have just this.
+fn is_refused<T: std::fmt::Debug>(answer: Result<T, StoreError>) -> bool {
+    assert!(answer.is_err(), "{answer:?}");
+    matches!(answer, Err(StoreError::Refused { .. }))
+}
+
+/// An owner's constraints and triggers on the public table, and numbers that do not fit.
+#[tokio::test]
+async fn what_the_server_will_not_have_is_refused() {
+    let site = Site::new().await;
+    let (good, bad) = (site.tenant().await, site.tenant().await);
+    for (rule, undo) in [
+        (
+            format!(
+                "CREATE UNIQUE INDEX own ON feature_usage (tenant_id, usage_date);
+                 INSERT INTO feature_usage (tenant_id, feature_name, usage_count, usage_date)
+                 VALUES ('{bad}', 'other', 1, '2026-11-23')"
+            ),
+            "DROP INDEX own",
+        ),
+        (
+            format!("ALTER TABLE feature_usage ADD CONSTRAINT own CHECK (tenant_id <> '{bad}') NOT VALID"),
+            "ALTER TABLE feature_usage DROP CONSTRAINT own",
+        ),
+        (
+            format!(
+                "CREATE FUNCTION own() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                   IF NEW.tenant_id = '{bad}' THEN RAISE EXCEPTION 'the books are closed'; END IF;
+                   RETURN NEW; END $$;
+                 CREATE TRIGGER own BEFORE INSERT ON feature_usage FOR EACH ROW EXECUTE FUNCTION own()"
+            ),
+            "DROP TRIGGER own ON feature_usage",
+        ),
+    ] {
+        site.database.execute(&rule).await;
+        let before = site.usage(bad).await;
+        let mut batch = counts(vec![count(good, 1, 0), count(bad, 1, 0)]);
+        assert!(is_refused(site.store.post(&batch).await), "{rule}");
+        assert_eq!(site.usage(bad).await, before, "all of it is undone");
+        batch.counts.truncate(1);
+        site.store.post(&batch).await.expect("posted: the id is free, and the connection well");
+        site.database.execute(undo).await;
+        site.store.post(&counts(vec![count(bad, 1, 0)])).await.expect("posted");
+    }
+    assert_eq!(site.usage(good).await, 3);
+
+    site.put_window(good, i64::MAX, 0).await;
+    let overflow = LeaseRequest { spent: 1, ..ask(good, 10, 1, 1) };
+    assert!(is_refused(site.store.lease(&overflow).await));
+    assert_eq!(site.store.lease(&ask(good, 10, 1, 1)).await.expect("answered").granted, 0);
+    // What is missing, or not allowed, is not about the content.
+    site.database.execute("DROP TABLE usage_windows").await;
+    assert!(!is_refused(site.store.lease(&ask(good, 10, 1, 1)).await));
+    assert!(!is_refused(site.store.post(&settlements(vec![settlement(good, 10, 1, 0)])).await));
+}
+
+/// Licensing is turned off by dropping the public tables: counts go with them, all else is written.
+#[tokio::test]
+async fn counts_whose_tables_were_dropped_hold_up_nothing() {
+    let site = Site::new().await;
+    let tenant = site.tenant().await;
+    site.store.lease(&ask(tenant, 100, 1, 8)).await.expect("a lease");
+    let batch = Batch {
+        settlements: vec![settlement(tenant, 100, 1, 7)],
+        denials: vec![denial(tenant, "2026-11-23T12:00:00Z", 2)],
+        ..counts(vec![count(tenant, 5, 4)])
+    };
+    site.database.execute("DROP TABLE feature_usage, tenant_licenses CASCADE").await;
+    for _ in 0..2 {
+        let posted = site.store.post(&batch).await.expect("posted");
+        let first = posted.standings[0].is_some();
+        assert_eq!(posted.without_license, if first { 5 } else { 0 });
+    }
+    assert_eq!(site.window(tenant).await, Standing { used: 1, reserved: 0 });
+    assert_eq!(site.number("SELECT sum(count) FROM feature_denial_events").await, 2);
 }

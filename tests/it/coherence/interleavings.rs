@@ -82,7 +82,7 @@ impl Stall {
     /// Holds back the next reader of a licence at version 0.
     fn hold(self, node: &Node) -> Held {
         match self {
-            Stall::Answer => node.reads.hold_reply("WHERE tenant_id = ANY"),
+            Stall::Answer => node.reads.hold_reply("FROM tenant_licenses WHERE tenant_id = ANY"),
             // The fill is the only call that carries the licence.
             Stall::Fill => node.redis.hold("\"plan\":\"p0\""),
         }
@@ -322,7 +322,7 @@ async fn a_change_that_is_heard_while_the_row_is_read() {
     node.down().await;
     let tenant = fleet.tenant().await;
     let heard = node.proxy.metric("dotmac_license_changes_total").await;
-    let held = node.reads.hold_reply("WHERE tenant_id = ANY");
+    let held = node.reads.hold_reply("FROM tenant_licenses WHERE tenant_id = ANY");
     let mut asker = Asker::of(&node.proxy);
     let late = tokio::spawn(async move { asker.ask(tenant).await });
     held.reached().await;

@@ -94,7 +94,7 @@ async fn each_rule_may_say_otherwise() {
 async fn one_query_that_hangs_is_no_outage() {
     let world = World::start().await;
     assert_eq!(world.get("/api/v1/crm", world.tenant("starter").await).await.status, 402);
-    let held = world.postgres_wire.hold_reply("WHERE tenant_id");
+    let held = world.postgres_wire.hold_reply("FROM tenant_licenses WHERE tenant_id");
     let answer = world::get(&world.proxy, "/api/v1/crm", Uuid::new_v4()).await;
     assert!(held.is_held());
     assert_eq!((answer.status, &answer.json()["reason"]), (503, &json!("store_unavailable")));

@@ -359,7 +359,8 @@ impl ProxyBuilder {
     /// Begins to run another command of the binary.
     pub(crate) fn begin(&self, arguments: &[&str]) -> Running {
         let dir = server_dir();
-        let builder = self.clone().listening_on(free_port(), free_port());
+        let (proxy_port, ops_port) = two_free_ports();
+        let builder = self.clone().listening_on(proxy_port, ops_port);
         std::fs::write(dir.path().join("proxy.yaml"), builder.config_text()).expect("the directory is writable");
         let config = dir.path().join("proxy.yaml").display().to_string();
         let envs = builder.env("DOTMAC_LICENSE_CONFIG", config).envs;
@@ -381,7 +382,7 @@ impl ProxyBuilder {
 
     fn spawn(&self, role: Role) -> Proxy {
         let dir = server_dir();
-        let (proxy_port, ops_port) = (free_port(), free_port());
+        let (proxy_port, ops_port) = two_free_ports();
         let builder = self.clone().listening_on(proxy_port, ops_port);
         let config = dir.path().join("proxy.yaml");
         std::fs::write(&config, builder.config_text()).expect("the directory is writable");
@@ -393,6 +394,17 @@ impl ProxyBuilder {
         let envs: Vec<_> = builder.envs.into_iter().collect();
         let process = Process::start(name, dir.path(), &command, &envs, OnOrphaned::Kill, None);
         Proxy { process: process.show_output_on_panic(), role, proxy_port, ops_port, dir }
+    }
+}
+
+/// One may be given twice: it is free until somebody listens there.
+fn two_free_ports() -> (u16, u16) {
+    let first = free_port();
+    loop {
+        let second = free_port();
+        if second != first {
+            return (first, second);
+        }
     }
 }
 

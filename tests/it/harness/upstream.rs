@@ -3,7 +3,7 @@
 //! Written over the socket, since a library would tidy up what the tests have to see: the request line as it was sent, and
 //! the header names in their spelling and order.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::net::UnixListener;
@@ -71,6 +71,9 @@ pub(crate) enum Reply {
     /// 200 without a body; these headers of the request come back as they are. Cheap enough for a load: it is counted
     /// ([`Upstream::echoed`]) and not recorded.
     EchoHeaders(&'static [&'static str]),
+    /// These statuses by turns, without a body: cheap enough for a load. What was answered is counted by tenant and path
+    /// ([`Upstream::tally`]), and not recorded.
+    Tally(&'static [u16]),
     /// Another reply after a pause.
     After(Duration, Box<Reply>),
     /// 200 in chunked coding, a pause after each chunk.
@@ -118,7 +121,12 @@ struct Shared {
     replies: Mutex<HashMap<String, Reply>>,
     connections: Mutex<u64>,
     echoed: AtomicU64,
+    tallied: AtomicU64,
+    tally: Mutex<Tally>,
 }
+
+/// How often each status was answered, by tenant, and method and path.
+pub(crate) type Tally = BTreeMap<(String, String), BTreeMap<u16, u64>>;
 
 impl Upstream {
     /// On 127.0.0.1.
@@ -195,6 +203,17 @@ impl Upstream {
         self.shared.echoed.load(Ordering::Relaxed)
     }
 
+    /// What was answered by [`Reply::Tally`].
+    pub(crate) fn tally(&self) -> Tally {
+        self.shared.tally.lock().expect("nobody panics with this lock").clone()
+    }
+
+    /// [`Upstream::tally`], for who can't hold on to this.
+    pub(crate) fn shared_tally(&self) -> impl Fn() -> Tally + use<> {
+        let shared = Arc::clone(&self.shared);
+        move || shared.tally.lock().expect("nobody panics with this lock").clone()
+    }
+
     /// How many connections were opened to it.
     pub(crate) fn connections(&self) -> u64 {
         *self.shared.connections.lock().expect("nobody panics with this lock")
@@ -264,6 +283,11 @@ impl Shared {
 
     fn raw(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
         self.raw.lock().expect("nobody panics with this lock")
+    }
+
+    fn count(&self, key: (String, String), status: u16) {
+        let mut tally = self.tally.lock().expect("nobody panics with this lock");
+        *tally.entry(key).or_default().entry(status).or_default() += 1;
     }
 
     fn reply_to(&self, target: &str) -> Reply {
@@ -354,8 +378,15 @@ where
             Reply::EchoHeaders(names) => names.iter().filter_map(|name| echo(&request, name)).collect(),
             _ => Vec::new(),
         };
+        let whose = match innermost(&reply) {
+            Reply::Tally(_) => request.headers_named("x-tenant-id").first().map(|tenant| (*tenant).to_owned()),
+            _ => None,
+        };
+        let path = format!("{} {}", request.method, request.target.split('?').next().unwrap_or_default());
         let index = if matches!(innermost(&reply), Reply::EchoHeaders(_)) {
             shared.echoed.fetch_add(1, Ordering::Relaxed);
+            UNRECORDED
+        } else if matches!(innermost(&reply), Reply::Tally(_)) {
             UNRECORDED
         } else {
             let mut requests = shared.requests();
@@ -383,6 +414,13 @@ where
             Reply::EchoHeaders(_) => {
                 connection.read_body(&mut exchange).await?;
                 connection.answer(200, &echoes, b"", head_only).await?;
+            }
+            Reply::Tally(statuses) => {
+                connection.read_body(&mut exchange).await?;
+                let turn = usize::try_from(shared.tallied.fetch_add(1, Ordering::Relaxed)).expect("few");
+                let status = statuses[turn % statuses.len()];
+                shared.count((whose.unwrap_or_default(), path), status);
+                connection.answer(status, &[], b"", head_only).await?;
             }
             Reply::Stream { content_type, chunks, pause } => {
                 connection.read_body(&mut exchange).await?;

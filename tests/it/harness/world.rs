@@ -74,9 +74,16 @@ impl World {
 
     /// In front of a backend that the test plays step by step.
     pub(crate) async fn behind_a_played_backend() -> (World, Backend) {
+        World::behind_a_played_backend_with(|builder| builder).await
+    }
+
+    /// The same with a configuration that the test has changed.
+    pub(crate) async fn behind_a_played_backend_with(
+        change: impl FnOnce(ProxyBuilder) -> ProxyBuilder,
+    ) -> (World, Backend) {
         let backend = Backend::start().await;
         let world = World::start_with(|builder| {
-            builder.set("/upstream/address", backend.address()).set("/upstream/idle_timeout", "60s")
+            change(builder).set("/upstream/address", backend.address()).set("/upstream/idle_timeout", "60s")
         })
         .await;
         (world, backend)

@@ -188,7 +188,17 @@ impl Config {
 
     /// The features that rules name, each once, in alphabetical order.
     pub fn gated_features(&self) -> Vec<&str> {
-        let mut features: Vec<&str> = self.routes.rules.iter().filter_map(|r| Some(r.feature()?.as_str())).collect();
+        self.features(|_| true)
+    }
+
+    /// Every feature whose requests some rule counts, once and in alphabetical order.
+    pub fn metered_features(&self) -> Vec<&str> {
+        self.features(|rule| rule.meter.is_some())
+    }
+
+    fn features(&self, wanted: impl Fn(&RuleSettings) -> bool) -> Vec<&str> {
+        let rules = self.routes.rules.iter().filter(|rule| wanted(rule));
+        let mut features: Vec<&str> = rules.filter_map(|rule| Some(rule.feature()?.as_str())).collect();
         features.sort_unstable();
         features.dedup();
         features
