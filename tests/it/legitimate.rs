@@ -26,6 +26,7 @@ fn dotmac(upstream: &Upstream, licenses: &str) -> String {
     for (shipped, here) in [
         ("proxy: 0.0.0.0:8080", "proxy: PROXY_ADDRESS"),
         ("ops: 0.0.0.0:9464", "ops: OPS_ADDRESS"),
+        ("admin: 127.0.0.1:9090", "admin: ADMIN_ADDRESS"),
         ("address: 127.0.0.1:8000", &format!("address: {}", upstream.address())),
         ("  - 10.0.0.0/8", "  - 127.0.0.0/8"),
         ("    postgres: {} ", &format!("    file: {{ path: \"{licenses}\" }} ")),

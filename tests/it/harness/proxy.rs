@@ -298,7 +298,8 @@ impl ProxyBuilder {
         self
     }
 
-    /// Takes this text as the configuration; `PROXY_ADDRESS` and `OPS_ADDRESS` in it become the addresses to listen on.
+    /// Takes this text as the configuration; `PROXY_ADDRESS`, `OPS_ADDRESS` and `ADMIN_ADDRESS` in it become the addresses to
+    /// listen on.
     pub(crate) fn text(mut self, text: String) -> ProxyBuilder {
         self.text = Some(text);
         self
@@ -371,7 +372,10 @@ impl ProxyBuilder {
     pub(crate) fn config_text(&self) -> String {
         let listener = |name: &str| self.config["listen"][name].as_str().expect("an address").to_owned();
         match &self.text {
-            Some(text) => text.replace("PROXY_ADDRESS", &listener("proxy")).replace("OPS_ADDRESS", &listener("ops")),
+            Some(text) => text
+                .replace("PROXY_ADDRESS", &listener("proxy"))
+                .replace("OPS_ADDRESS", &listener("ops"))
+                .replace("ADMIN_ADDRESS", &format!("127.0.0.1:{}", free_port())),
             None => serde_json::to_string_pretty(&self.config).expect("a JSON value"),
         }
     }
