@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::client;
 use super::process::{OnOrphaned, Process, free_port, server_dir};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_dotmac-license-proxy");
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_dotmac-license-proxy");
 const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// A running `dotmac-license-proxy serve`, or another command that runs until it is told to end.
