@@ -30,3 +30,13 @@ mod server;
 mod settings;
 mod snapshot;
 mod stores;
+
+/// The version that is released, of all parts alike: Cargo.toml has it.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The commit that was built, `-dirty` where something differs from it, or "unknown".
+pub(crate) const COMMIT: &str = env!("DOTMAC_LICENSE_COMMIT");
+
+/// Both, as `--version` prints them.
+pub(crate) const VERSION_AND_COMMIT: &str =
+    concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("DOTMAC_LICENSE_COMMIT"), ")");

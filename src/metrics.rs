@@ -357,7 +357,7 @@ impl Metrics {
             r,
             "dotmac_build_info",
             "Always 1; its labels say what is running.",
-            &["version", "mode", "config_hash"],
+            &["version", "commit", "mode", "config_hash"],
         )?;
         let reloads = counters(
             r,
@@ -524,7 +524,7 @@ impl Metrics {
             }
         }
         self.info.reset();
-        self.info.with_label_values(&[env!("CARGO_PKG_VERSION"), mode.as_str(), config_hash]).set(1);
+        self.info.with_label_values(&[crate::VERSION, crate::COMMIT, mode.as_str(), config_hash]).set(1);
     }
 
     /// Thresholds in percent, each there at zero for every one of `features`.

@@ -23,7 +23,7 @@ use crate::settings::{Settings, SettingsError, environment};
 /// A reverse proxy that runs beside a multi-tenant backend and enforces feature licences: it forwards a request, or
 /// answers 402 with JSON that says which feature is missing and where to upgrade.
 #[derive(Parser)]
-#[command(name = "dotmac-license-proxy", version, propagate_version = true, max_term_width = 110)]
+#[command(name = "dotmac-license-proxy", version = crate::VERSION_AND_COMMIT, propagate_version = true, max_term_width = 110)]
 #[command(after_help = "Exit status: 0 ok, 1 failed, 2 bad usage or configuration. Of explain: 3 for a denial.
 
 Environment (each also as NAME_FILE, a file that holds the value):

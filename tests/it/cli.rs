@@ -237,7 +237,10 @@ async fn every_command_explains_itself() {
     let short = run(&["-h"], &[]).await;
     assert_eq!((short.status.code(), short.stderr.as_str()), (Some(0), ""));
     let version = run(&["--version"], &[]).await;
-    assert_eq!(version.stdout, format!("dotmac-license-proxy {}\n", env!("CARGO_PKG_VERSION")));
+    let commit = env!("DOTMAC_LICENSE_COMMIT");
+    assert_eq!(version.stdout, format!("dotmac-license-proxy {} (commit {commit})\n", env!("CARGO_PKG_VERSION")));
+    let known = commit.trim_end_matches("-dirty");
+    assert!(known == "unknown" || known.len() == 12 && known.bytes().all(|b| b.is_ascii_hexdigit()), "{commit}");
 }
 
 #[tokio::test]

@@ -182,7 +182,9 @@ async fn every_metric_is_present_at_zero_from_the_start() {
         }
     }
     assert_eq!(metrics.value("dotmac_build_info", &[("version", env!("CARGO_PKG_VERSION"))]), Some(1.0));
-    assert!(metrics.value("dotmac_build_info", &[("mode", "enforce")]).is_some());
+    assert!(
+        metrics.value("dotmac_build_info", &[("mode", "enforce"), ("commit", env!("DOTMAC_LICENSE_COMMIT"))]).is_some()
+    );
     assert!(metrics.sum("process_resident_memory_bytes") > 0.0);
     assert!(text.contains("# TYPE dotmac_api_duration_seconds histogram\n"));
     assert_eq!(ops(&world.proxy, "/nothing").await.0, 404);
