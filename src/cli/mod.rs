@@ -2,6 +2,7 @@
 
 mod backfill;
 mod check_config;
+mod completions;
 mod demo;
 mod explain;
 mod license;
@@ -57,6 +58,8 @@ enum Command {
     Backfill(backfill::Options),
     /// Remove old usage and denials, in batches; may be interrupted and run again, anywhere
     Prune(prune::Options),
+    /// Print what a shell needs to complete these commands
+    Completions(completions::Options),
 }
 
 /// Which configuration.
@@ -90,6 +93,7 @@ pub fn main() -> ExitCode {
         Command::Migrate(options) => migrate::run(&options),
         Command::Backfill(options) => backfill::run(&options),
         Command::Prune(options) => prune::run(&options),
+        Command::Completions(options) => completions::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

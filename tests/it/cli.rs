@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::process::server_dir;
+use crate::harness::process::{self, server_dir};
 use crate::harness::proxy::{Ended, run_binary};
 use crate::harness::world::get;
 use crate::harness::{Proxy, World};
 
-const COMMANDS: [&str; 8] = ["serve", "demo", "relay", "check-config", "explain", "license", "migrate", "backfill"];
+const COMMANDS: [&str; 10] =
+    ["serve", "demo", "relay", "check-config", "explain", "license", "migrate", "backfill", "prune", "completions"];
 
 /// A configuration in which nothing is doubtful.
 const GOOD: &str = "version: 1
@@ -241,6 +242,34 @@ async fn every_command_explains_itself() {
     assert_eq!(version.stdout, format!("dotmac-license-proxy {} (commit {commit})\n", env!("CARGO_PKG_VERSION")));
     let known = commit.trim_end_matches("-dirty");
     assert!(known == "unknown" || known.len() == 12 && known.bytes().all(|b| b.is_ascii_hexdigit()), "{commit}");
+}
+
+/// By bash itself: what it offers after a word that is begun.
+#[tokio::test]
+async fn completions() {
+    let script = run(&["completions", "bash"], &[]).await;
+    assert_eq!((script.status.code(), script.stderr.as_str()), (Some(0), ""));
+    let dir = server_dir();
+    let file = dir.path().join("completions.bash");
+    std::fs::write(&file, &script.stdout).expect("the directory is writable");
+    let offered = |words: &str| {
+        let typed = format!(
+            "source {}; COMP_WORDS=(dotmac-license-proxy {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); \
+             complete=$(complete -p dotmac-license-proxy | sed 's/.* -F \\([^ ]*\\) .*/\\1/'); \
+             $complete dotmac-license-proxy \"${{COMP_WORDS[-1]}}\" \"${{COMP_WORDS[-2]}}\"; echo \"${{COMPREPLY[@]}}\"",
+            file.display()
+        );
+        process::run(&["bash", "-c", &typed]).trim().to_owned()
+    };
+    assert_eq!(offered("lic"), "license");
+    assert_eq!(offered("license set"), "set-plan");
+    assert_eq!(offered("explain --ten"), "--tenant");
+    for shell in ["zsh", "fish"] {
+        let script = run(&["completions", shell], &[]).await;
+        assert_eq!(script.status.code(), Some(0), "{shell}");
+        assert!(COMMANDS.iter().all(|command| script.stdout.contains(command)), "{shell}");
+    }
+    assert_eq!(run(&["completions", "tcl"], &[]).await.status.code(), Some(2));
 }
 
 #[tokio::test]
