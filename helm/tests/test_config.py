@@ -68,3 +68,9 @@ class Configuration(unittest.TestCase):
         self.assertEqual({r["salt"] for r in rollouts}, {"canary"})
         self.assertEqual({e["enforcement"]["mode"] for e in effective}, {"enforce"})
         self.assertEqual(sorted(pathlib.Path(CANARY).iterdir()), sorted(CANARY / f"values-{p}.yaml" for p in (5, 25, 50, 100)))
+
+    def test_null_takes_a_key_out(self):
+        for keys in ({"shutdown": None}, {"enforcement": None}, {"licenses": {"change_feed": None}}, {"routes": {"rules": [{"prefix": "/a", "feature": "a", "meter": None}]}}):
+            text = config_of(template(changes={"config": keys}))
+            self.assertNotIn("null", text)
+            self.accepted(text)

@@ -4,6 +4,7 @@ mod admin;
 mod admin_surface;
 mod attacks;
 mod backfill;
+mod chart;
 mod cli;
 mod coherence;
 mod conversions;

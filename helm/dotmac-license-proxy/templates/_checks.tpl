@@ -1,7 +1,7 @@
 {{/* What would render and then not work, or open a way around the gate, is refused here with a sentence. */}}
 {{- define "dotmac-license-proxy.checks" -}}
 {{- $v := .Values }}
-{{- $config := $v.config | default dict }}
+{{- $config := include "dotmac-license-proxy.userConfig" . | fromYaml }}
 
 {{- /* The configuration. */}}
 {{- if and $config $v.existingConfigMap }}
@@ -148,8 +148,8 @@ let it listen on 127.0.0.1:{{ int .Values.upstream.port }}
 {{- $path := .Values.backend.healthPath }}
 {{- if and $path .Values.config }}
   {{- $length := -1 }}
-  {{- $access := dig "routes" "unmatched" "allow" (.Values.config | default dict) }}
-  {{- range dig "routes" "rules" list (.Values.config | default dict) }}
+  {{- $access := dig "routes" "unmatched" "allow" (include "dotmac-license-proxy.userConfig" . | fromYaml) }}
+  {{- range dig "routes" "rules" list (include "dotmac-license-proxy.userConfig" . | fromYaml) }}
     {{- $match := .match | default dict }}
     {{- $prefix := .prefix | default $match.prefix | default "" | trimSuffix "/" }}
     {{- $methods := $match.methods | default (list "GET") }}

@@ -1,9 +1,29 @@
 {{/*
+`config` without its nulls: `--set config.upgrade=null` takes a key of an earlier file out, as it does for the chart's own values.
+*/}}
+{{- define "dotmac-license-proxy.userConfig" -}}
+{{- $config := deepCopy (.Values.config | default dict) }}
+{{- include "dotmac-license-proxy.dropNulls" $config }}
+{{- toYaml $config }}
+{{- end }}
+
+{{- define "dotmac-license-proxy.dropNulls" -}}
+{{- $here := . }}
+{{- if kindIs "map" $here }}
+{{- range $key, $value := $here }}
+{{- if kindIs "invalid" $value }}{{- $_ := unset $here $key }}{{- else }}{{- include "dotmac-license-proxy.dropNulls" $value }}{{- end }}
+{{- end }}
+{{- else if kindIs "slice" $here }}
+{{- range $here }}{{- include "dotmac-license-proxy.dropNulls" . }}{{- end }}
+{{- end }}
+{{- end }}
+
+{{/*
 The gate's configuration: what `config` says, with listeners and upstream as the ports, probes and mounts have them, so that the
 two cannot disagree.
 */}}
 {{- define "dotmac-license-proxy.config" -}}
-{{- $config := deepCopy (.Values.config | default dict) }}
+{{- $config := include "dotmac-license-proxy.userConfig" . | fromYaml }}
 {{- $bind := .Values.bindAddress }}
 {{- $listen := dict "proxy" (printf "%s:%d" $bind (int .Values.ports.proxy)) "ops" (printf "%s:%d" $bind (int .Values.ports.ops)) }}
 {{- if .Values.ports.admin }}
@@ -31,7 +51,7 @@ unix:{{ .Values.upstream.socketPath }}
 
 {{/* Whether licences are in Postgres; where the configuration is somebody else's, they are thought to be. */}}
 {{- define "dotmac-license-proxy.usesPostgres" -}}
-{{- if or .Values.existingConfigMap (not (dig "licenses" "source" "file" dict (.Values.config | default dict))) }}true{{ end }}
+{{- if or .Values.existingConfigMap (not (dig "licenses" "source" "file" dict (include "dotmac-license-proxy.userConfig" . | fromYaml))) }}true{{ end }}
 {{- end }}
 
 {{/* A duration of the configuration, `250ms`, `5s`, `5m`, in whole seconds, rounded up. */}}
@@ -45,7 +65,7 @@ unix:{{ .Values.upstream.socketPath }}
 
 {{/* When the gate ends at the latest after SIGTERM, in seconds; the program's own default is 20 s. */}}
 {{- define "dotmac-license-proxy.gateSeconds" -}}
-{{- include "dotmac-license-proxy.seconds" (dig "shutdown" "timeout" "20s" (.Values.config | default dict)) }}
+{{- include "dotmac-license-proxy.seconds" (dig "shutdown" "timeout" "20s" (include "dotmac-license-proxy.userConfig" . | fromYaml)) }}
 {{- end }}
 
 {{/*
