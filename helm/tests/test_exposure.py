@@ -1,6 +1,7 @@
 """Who can reach what: nobody reaches the backend but through the gate, and nothing in a pod may more than it must."""
 
 import itertools
+import json
 import unittest
 
 from harness import COMBINATIONS, all_of, config_of, container, containers, deployment, only, pod_specs, rendered, template
@@ -146,6 +147,17 @@ class Hardening(unittest.TestCase):
                 "DOTMAC_LICENSE_ADMIN_TOKEN": {"name": "licences", "key": "token"},
             },
         )
+
+    def test_jobs_and_relay_get_what_they_need(self):
+        for form in ("env", "files"):
+            objects = template(files=["everything"], changes={"secrets": {"form": form}})
+            for name, pod in pod_specs(objects):
+                if name in ("Deployment/backend", "Pod/backend-test"):
+                    continue
+                text = json.dumps(pod)
+                self.assertNotIn("ADMIN_TOKEN", text, name)
+                self.assertIn("DOTMAC_LICENSE_DATABASE_URL", text, name)
+                self.assertEqual("DOTMAC_LICENSE_REDIS_URL" in text, "migrate" not in name, name)
 
     def test_only_the_gate_sees_them(self):
         for combination in COMBINATIONS:

@@ -267,6 +267,12 @@ class Jobs(unittest.TestCase):
         self.assertEqual(args["backend-renew"][:6], ["license", "renew", "--within", "24h", "--by", "30d"])
         self.assertEqual(args["backend-prune"][:5], ["prune", "--usage-older-than", "400d", "--denials-older-than", "90d"])
 
+    def test_meshes_are_kept_out(self):
+        for kind in ("Job", "CronJob"):
+            for o in all_of(rendered("everything"), kind):
+                spec = o["spec"] if kind == "Job" else o["spec"]["jobTemplate"]["spec"]
+                self.assertEqual(spec["template"]["metadata"]["annotations"], {"sidecar.istio.io/inject": "false"})
+
     def test_the_relay(self):
         relay = deployment(rendered("everything"), "backend-relay")["spec"]
         gate = container(relay, "license-proxy")

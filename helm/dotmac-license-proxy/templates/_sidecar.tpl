@@ -38,7 +38,7 @@ args: [serve]
 restartPolicy: Always
 {{- end }}
 env:
-  {{- include "dotmac-license-proxy.environment" . | nindent 2 }}
+  {{- include "dotmac-license-proxy.environment" (list . .Values.secrets) | nindent 2 }}
 ports:
   - name: http
     containerPort: {{ int .Values.ports.proxy }}
@@ -68,7 +68,7 @@ resources:
 securityContext:
   {{- toYaml .Values.securityContext | nindent 2 }}
 volumeMounts:
-  {{- include "dotmac-license-proxy.ownVolumeMounts" . | nindent 2 }}
+  {{- include "dotmac-license-proxy.ownVolumeMounts" (list . .Values.secrets) | nindent 2 }}
   {{- if eq .Values.upstream.type "socket" }}
   {{- /* Connecting needs no right to write to the folder: the gate can't put another socket in the backend's place. */}}
   - name: license-proxy-backend
@@ -80,12 +80,13 @@ volumeMounts:
   {{- end }}
 {{- end }}
 
-{{/* Configuration and secrets, for `serve`, `relay` and the jobs. */}}
+{{/* Called with (list scope secrets): configuration and secrets, for `serve`, `relay` and the jobs. */}}
 {{- define "dotmac-license-proxy.environment" -}}
+{{- $scope := index . 0 -}}
 - name: DOTMAC_LICENSE_CONFIG
   value: /etc/dotmac-license-proxy/config.yaml
-{{- include "dotmac-license-proxy.secretEnvironment" (list . .Values.secrets) }}
-{{- with .Values.sidecar.extraEnv }}
+{{- include "dotmac-license-proxy.secretEnvironment" . }}
+{{- with $scope.Values.sidecar.extraEnv }}
 {{ toYaml . }}
 {{- end }}
 {{- end }}
@@ -143,12 +144,15 @@ adminToken: ADMIN_TOKEN
 {{- end }}
 {{- end }}
 
-{{/* A folder and no subPath: a file that is mounted by subPath never changes, and the gate could not reload it. */}}
+{{/*
+Called with (list scope secrets), as the one below. A folder and no subPath: a file that is mounted by subPath never changes, and the
+gate could not reload it.
+*/}}
 {{- define "dotmac-license-proxy.ownVolumeMounts" -}}
 - name: license-proxy-config
   mountPath: /etc/dotmac-license-proxy
   readOnly: true
-{{- if include "dotmac-license-proxy.secretVolume" (list . .Values.secrets) }}
+{{- if include "dotmac-license-proxy.secretVolume" . }}
 - name: license-proxy-secrets
   mountPath: /run/secrets/dotmac-license-proxy
   readOnly: true
@@ -156,16 +160,17 @@ adminToken: ADMIN_TOKEN
 {{- end }}
 
 {{- define "dotmac-license-proxy.ownVolumes" -}}
+{{- $scope := index . 0 -}}
 - name: license-proxy-config
   projected:
     defaultMode: 0444
     sources:
       - configMap:
-          name: {{ include "dotmac-license-proxy.configMapName" . }}
+          name: {{ include "dotmac-license-proxy.configMapName" $scope }}
           items:
             - key: config.yaml
               path: config.yaml
-      {{- range .Values.configFiles }}
+      {{- range $scope.Values.configFiles }}
       {{- $items := list (dict "key" .key "path" .path) }}
       {{- if .secret }}
       - secret:
@@ -179,11 +184,11 @@ adminToken: ADMIN_TOKEN
             {{- toYaml $items | nindent 12 }}
       {{- end }}
       {{- end }}
-{{- include "dotmac-license-proxy.secretVolume" (list . .Values.secrets) }}
+{{- include "dotmac-license-proxy.secretVolume" . }}
 {{- end }}
 
 {{- define "dotmac-license-proxy.volumes" -}}
-{{ include "dotmac-license-proxy.ownVolumes" . }}
+{{ include "dotmac-license-proxy.ownVolumes" (list . .Values.secrets) }}
 {{- if eq .Values.upstream.type "socket" }}
 - name: license-proxy-backend
   emptyDir:
