@@ -143,7 +143,9 @@ impl Pod<'_> {
             for item in from["items"].as_array().expect("items") {
                 let (key, path) = (item["key"].as_str().expect("a key"), item["path"].as_str().expect("a path"));
                 let text = match kind.as_str() {
-                    "configMap" => self.here(self.release.object("ConfigMap", name)["data"][key].as_str().expect("text")),
+                    "configMap" => {
+                        self.here(self.release.object("ConfigMap", name)["data"][key].as_str().expect("text"))
+                    }
                     "secret" => self.secret(name, key),
                     other => panic!("{other}: no such source is known here"),
                 };
@@ -175,9 +177,9 @@ impl Pod<'_> {
     fn container(&self, name: &str) -> Container {
         let spec = self.spec_of(name);
         let root = self.dir.path().join(format!("root-{name}"));
-        for mount in spec["volumeMounts"].as_array().unwrap_or(&Vec::new()) {
-            let path = mount["mountPath"].as_str().expect("a path").trim_start_matches('/');
-            let at = root.join(path);
+        let mounts = spec["volumeMounts"].as_array().cloned().unwrap_or_default();
+        for mount in &mounts {
+            let at = root.join(mount["mountPath"].as_str().expect("a path").trim_start_matches('/'));
             std::fs::create_dir_all(at.parent().expect("a parent")).expect("a directory");
             symlink(self.dir.path().join(mount["name"].as_str().expect("a name")), at).expect("a link");
         }
@@ -191,14 +193,17 @@ impl Pod<'_> {
             command.push(BINARY.to_owned());
         }
         command.extend(words("args"));
+        let is_mounted = |path: &str| {
+            let below =
+                |mount: &Value| mount["mountPath"].as_str().is_some_and(|at| path.starts_with(&format!("{at}/")));
+            mounts.iter().any(below)
+        };
         let envs = spec["env"].as_array().cloned().unwrap_or_default();
         let envs = envs.iter().map(|env| {
             let value = match (&env["value"], &env["valueFrom"]["secretKeyRef"]) {
-                (Value::String(text), _) if text.starts_with('/') => format!("{}{text}", root.display()),
+                (Value::String(text), _) if is_mounted(text) => format!("{}{text}", root.display()),
                 (Value::String(text), _) => text.clone(),
-                (_, from) => {
-                    self.secret(from["name"].as_str().expect("a name"), from["key"].as_str().expect("a key"))
-                }
+                (_, from) => self.secret(from["name"].as_str().expect("a name"), from["key"].as_str().expect("a key")),
             };
             (env["name"].as_str().expect("a name").to_owned(), value)
         });
@@ -228,7 +233,7 @@ impl Pod<'_> {
                 return;
             }
             assert!(Instant::now() < deadline, "{container}: {probe} does not pass:\n{}", process.stderr());
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 
@@ -331,7 +336,8 @@ async fn what_the_chart_renders_runs() {
     assert_eq!(admin.status, 200, "the admin token's Secret is read: {}", admin.text());
 
     // By way of Postgres, the relay and Redis.
-    let sql = format!("UPDATE tenant_licenses SET features = features || '{{\"crm\": true}}' WHERE tenant_id = '{starter}'");
+    let sql =
+        format!("UPDATE tenant_licenses SET features = features || '{{\"crm\": true}}' WHERE tenant_id = '{starter}'");
     release.database.execute(&sql).await;
     pod.becomes("/api/v1/crm/items", starter, 200).await;
 
