@@ -211,8 +211,9 @@ impl Pod<'_> {
     }
 
     fn spec_of(&self, name: &str) -> Value {
-        let all = ["initContainers", "containers"].into_iter().filter_map(|key| self.spec[key].as_array()).flatten();
-        all.filter(|c| c["name"] == name).cloned().next().unwrap_or_else(|| panic!("no container {name}"))
+        let mut all =
+            ["initContainers", "containers"].into_iter().filter_map(|key| self.spec[key].as_array()).flatten();
+        all.find(|c| c["name"] == name).cloned().unwrap_or_else(|| panic!("no container {name}"))
     }
 
     /// Wait until the container's probe passes, as the kubelet asks it.
