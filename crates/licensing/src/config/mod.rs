@@ -248,6 +248,8 @@ impl Config {
 }
 
 #[cfg(test)]
+mod reference;
+#[cfg(test)]
 mod samples;
 #[cfg(test)]
 mod tests;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::reference::reference;
 use super::tests::{MINIMAL, file};
 use super::*;
 use crate::routes::Route;
@@ -119,6 +120,80 @@ fn the_schema_file_is_the_one_of_the_types() {
         std::fs::write(shipped("schema.json"), &schema).unwrap_or_else(|error| panic!("{error}"));
     }
     assert!(read("schema.json") == schema, "config/schema.json is old: run the tests once with UPDATE_SCHEMA=1");
+}
+
+#[test]
+fn the_reference_is_the_one_of_the_types() {
+    let page = reference(&schema());
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/configuration.md");
+    if std::env::var_os("UPDATE_SCHEMA").is_some() {
+        std::fs::write(&path, &page).unwrap_or_else(|error| panic!("{error}"));
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(written == page, "docs/configuration.md is old: run the tests once with UPDATE_SCHEMA=1");
+}
+
+/// Whatever key the schema has, however deep, the reference has it too: found here by another way than there.
+#[test]
+fn the_reference_has_every_key() {
+    fn keys(schema: &serde_json::Value, path: &str, found: &mut Vec<String>) {
+        let mut visit = |schema: &serde_json::Value, path: String| {
+            found.push(path.clone());
+            keys(schema, &path, found);
+        };
+        for (name, property) in schema.get("properties").and_then(|it| it.as_object()).into_iter().flatten() {
+            visit(property, if path.is_empty() { name.clone() } else { format!("{path}.{name}") });
+        }
+        for property in schema.get("patternProperties").and_then(|it| it.as_object()).into_iter().flatten() {
+            visit(property.1, format!("{path}.NAME"));
+        }
+        if let Some(items) = schema.get("items") {
+            keys(items, &format!("{path}[]"), found);
+        }
+        for choice in ["oneOf", "anyOf", "allOf"] {
+            let choices = schema.get(choice).and_then(|choices| choices.as_array());
+            choices.into_iter().flatten().for_each(|one| keys(one, path, found));
+        }
+    }
+    let mut wanted = Vec::new();
+    keys(&schema(), "", &mut wanted);
+    let page = reference(&schema());
+    assert!(wanted.len() > 100, "{wanted:?}");
+    for key in wanted {
+        let shown = if key.contains('.') { format!("| `{key}` | ") } else { format!("\n## {key}\n") };
+        assert_eq!(page.matches(&shown).count(), 1, "{key}");
+    }
+}
+
+/// The comments say what the defaults are, and the reference takes their word for it.
+#[test]
+fn documented_defaults_are_the_defaults() {
+    fn visit(schema: &serde_json::Value, compared: &mut usize) {
+        let described = schema.get("description").and_then(|text| text.as_str()).unwrap_or_default();
+        let described = described.split_whitespace().collect::<Vec<_>>().join(" ");
+        if let (Some((_, said)), Some(default)) = (described.split_once("Default: "), schema.get("default")) {
+            let default = match default {
+                serde_json::Value::String(text) => text.clone(),
+                serde_json::Value::Array(items) if items.is_empty() => "none".to_owned(),
+                other => other.as_f64().map_or(other.to_string(), |number| number.to_string()),
+            };
+            let words = said.replace(['[', ']', '"', ',', '(', ')'], " ");
+            let first = words.split_whitespace().next().unwrap_or_default().trim_end_matches('.');
+            let wanted = default.replace(['[', ']', '"', ','], " ");
+            let wanted = wanted.split_whitespace().next().unwrap_or("empty");
+            let same_time = first.parse::<Duration>().ok().zip(wanted.parse().ok()).is_some_and(|(a, b)| a == b);
+            assert!(first == wanted || same_time || (wanted, first) == ("{}", "none"), "{described}: it is {default}");
+            *compared += 1;
+        }
+        match schema {
+            serde_json::Value::Object(members) => members.values().for_each(|member| visit(member, compared)),
+            serde_json::Value::Array(items) => items.iter().for_each(|item| visit(item, compared)),
+            _ => {}
+        }
+    }
+    let mut compared = 0;
+    visit(&schema(), &mut compared);
+    assert!(compared > 40, "{compared}");
 }
 
 #[test]
