@@ -24,8 +24,8 @@ editors complete the file, and a test keeps it equal: edit neither, but the type
 const ENVIRONMENT: &str = "
 ## The environment
 
-Secrets, and what differs from place to place, come from the environment alone. Each name also exists with `_FILE` at its end: a
-file that holds the value, and is read again when it changes.
+Secrets, and what differs from place to place, come from the environment alone. Each name but the first also exists with `_FILE` at its
+end: a file that holds the value; those of secrets are read again when they change.
 
 | variable | or | |
 |---|---|---|
@@ -43,7 +43,8 @@ What of all this waits for a restart, and what takes effect while the process ru
 pub(super) fn reference(schema: &Value) -> String {
     let mut page = HEAD.to_owned();
     let described = plain(description(schema));
-    write!(page, "\n{described}\n\nIn the paths below `[]` is an item of a list, and `NAME` a name of your own.\n").ok();
+    write!(page, "\n{described}\n\nIn the paths below `[]` is an item of a list, and `NAME` a name of your own.\n")
+        .ok();
     let sections: Vec<_> = properties(schema).collect();
     page += "\n| section | | |\n|---|---|---|\n";
     for (name, section) in &sections {
@@ -56,7 +57,7 @@ pub(super) fn reference(schema: &Value) -> String {
         let own = rows.remove(0);
         write!(page, "\n## {name}\n\n{}\n", own.meaning).ok();
         if rows.is_empty() {
-            write!(page, "\n{}: {}.\n", capital(&own.kind), own.default).ok();
+            write!(page, "\n{}; {}.\n", capital(&own.kind), spoken(&own.default)).ok();
             continue;
         }
         match own.kind.as_str() {
@@ -80,19 +81,20 @@ fn add(rows: &mut Vec<Row>, path: &str, schema: &Value, required: bool, outer: &
     let described = described.into_iter().find(|text| !text.is_empty()).unwrap_or_default();
     let (mut meaning, documented) = without_default(described);
     let item = item_of(inner);
-    for (choice, explained) in choices(inner).into_iter().chain(choices(item)) {
+    let both = if std::ptr::eq(item, inner) { vec![inner] } else { vec![inner, item] };
+    for (choice, explained) in both.iter().copied().flat_map(choices) {
         if !meaning.contains(&format!("{choice}: ")) && !explained.is_empty() {
             write!(meaning, " `{choice}`: {}", lower(&plain(&explained))).ok();
         }
     }
-    for of in [inner, item] {
+    for of in both {
         meaning += &exactly_one(of);
     }
     let is_section = !path.contains(['.', '[']) && inner.get("properties").is_some();
     let default = match (required, documented, schema.get("default").or(inner.get("default"))) {
         (true, ..) => "required".to_owned(),
-        (_, Some(text), _) => text,
-        (_, None, Some(value)) if !is_section => format!("`{value}`"),
+        (_, Some(text), _) => marked(&text),
+        (_, None, Some(_)) if !is_section => "as below".to_owned(),
         _ => "none".to_owned(),
     };
     let kind = if is_section { "section".to_owned() } else { kind(inner) };
@@ -140,12 +142,14 @@ fn kind(schema: &Value) -> String {
     let variants: Vec<_> = variants(schema).collect();
     if !choices.is_empty() || !variants.is_empty() {
         let choices = choices.iter().map(|(choice, _)| format!("`{choice}`"));
-        let variants = variants.iter().flat_map(|variant| properties(variant)).map(|(name, _)| format!("`{{ {name}: … }}`"));
+        let variants =
+            variants.iter().flat_map(|variant| properties(variant)).map(|(name, _)| format!("`{{ {name}: … }}`"));
         return choices.chain(variants).collect::<Vec<_>>().join(", ");
     }
     let number = |name: &str| schema.get(name).and_then(Value::as_i64);
     match schema.get("type").and_then(Value::as_str).or(first_type(schema)) {
         Some("integer" | "number") => match (number("minimum"), number("maximum")) {
+            (Some(least), Some(most)) if least == most => format!("number, {least}"),
             (Some(least), Some(most)) => format!("number, {least} to {most}"),
             (Some(least), None) => format!("number, from {least}"),
             _ => "number".to_owned(),
@@ -205,7 +209,8 @@ fn exactly_one(schema: &Value) -> String {
     let all = schema.get("allOf").and_then(Value::as_array).into_iter().flatten();
     let mut said = String::new();
     for of in std::iter::once(schema).chain(all) {
-        let keys = one_of(of).filter(|one| one.get("properties").is_none()).filter_map(|one| one.pointer("/required/0"));
+        let keys =
+            one_of(of).filter(|one| one.get("properties").is_none()).filter_map(|one| one.pointer("/required/0"));
         let keys: Vec<_> = keys.filter_map(Value::as_str).map(|key| format!("`{key}`")).collect();
         if !keys.is_empty() {
             write!(said, " Exactly one of {}.", keys.join(" and ")).ok();
@@ -238,6 +243,13 @@ fn without_default(text: &str) -> (String, Option<String>) {
 /// On one line.
 fn plain(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// What is written in a file stands in backticks, what is only said does not.
+fn marked(default: &str) -> String {
+    let said = default.contains(' ') && !default.starts_with('[');
+    let said = said || ["none", "all", "any", "empty", "unlimited"].contains(&default);
+    if said { default.to_owned() } else { format!("`{default}`") }
 }
 
 fn spoken(default: &str) -> String {
