@@ -5,11 +5,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
 use uuid::Uuid;
 
-use super::{TENANT, Terminal, commands, section, shows, until};
+use super::{TENANT, Terminal, commands, section, shows};
 use crate::harness::process::{Process, free_port};
+use crate::harness::proxy::run_binary;
 use crate::harness::{Block, Database, Page, Postgres, RawResponse, Redis, client};
 
 const PAGE: &str = "docs/adopt.md";
@@ -107,13 +109,28 @@ impl Site {
         shows("POST /api/v1/tickets tickets (prefix /api/v1/tickets)\n5 operations, 0 without a rule", &printed);
     }
 
+    /// Waits until the gate is ready and hears of changes.
+    async fn until_up(&self, gate: &Process) {
+        let begun = Instant::now();
+        let is_up = async || {
+            gate.stderr().contains("listening to Postgres for changes")
+                && TcpStream::connect(self.proxy).await.is_ok()
+                && TcpStream::connect(self.ops).await.is_ok()
+                && client::request(self.ops, "GET", "/readyz", &[]).await.status == 200
+        };
+        while !is_up().await {
+            assert!(begun.elapsed() < Duration::from_secs(30), "serve: {}", gate.stderr());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Types what lets the gate serve in shadow, and returns it with what is still to be typed.
     async fn serve(&self) -> (Process, Block) {
         let [prepare, serve, ask] = section(&self.page, WAY[2])[..] else { panic!("three blocks of commands") };
         let printed = self.terminal.passes(prepare).await;
         shows("3 rows of tenants (id): 3 would get a licence …\n3 rows of tenants (id): 3 got a licence …", &printed);
         let gate = self.terminal.leaves_running(serve);
-        until_up(&gate).await;
+        self.until_up(&gate).await;
         (gate, ask.clone())
     }
 }
@@ -179,7 +196,7 @@ async fn preflights_and_probes() {
     let prepare = section(&site.page, WAY[2]);
     site.terminal.passes(prepare[0]).await;
     let gate = site.terminal.leaves_running(prepare[1]);
-    until_up(&gate).await;
+    site.until_up(&gate).await;
     site.edit(|text| text.replace("mode: shadow, rollout: { percent: 0,", "mode: enforce, rollout: { percent: 100,"))
         .await;
 
@@ -233,12 +250,32 @@ async fn preflights_and_probes() {
     }
 }
 
-async fn until_up(gate: &Process) {
-    let begun = Instant::now();
-    while !gate.stderr().contains("listening to Postgres for changes") || !gate.stderr().contains("\"serving\"") {
-        assert!(begun.elapsed() < Duration::from_secs(30), "serve: {}", gate.stderr());
-        tokio::time::sleep(Duration::from_millis(20)).await;
+/// What the chart is given is what was tried on one machine, and the program takes it.
+#[tokio::test]
+async fn the_chart_gets_the_same_configuration() {
+    let page = Page::read(PAGE);
+    let yaml = |heading: &str| -> Value {
+        serde_saphyr::from_str(&page.under(heading, "yaml")[0].text)
+            .unwrap_or_else(|error| panic!("{heading}: {error}"))
+    };
+    let (tried, values) = (yaml("The map"), yaml("In the pod"));
+    let mut config = values["config"].clone();
+    for key in ["tenant", "licenses", "routes", "plans"] {
+        assert_eq!(config[key], tried[key], "{key}");
     }
+    let uvicorn = values["backend"]["command"].as_array().expect("words");
+    let uvicorn: Vec<_> = uvicorn.iter().map(|word| word.as_str().expect("a text")).collect();
+    let typed =
+        commands(section(&page, WAY[0])[0])[0].replace("\"$PWD/app.sock\"", "/run/app/app.sock").replace('\'', "");
+    assert_eq!(uvicorn.join(" "), typed);
+
+    // The chart sets these two itself.
+    config["listen"] = json!({ "proxy": "0.0.0.0:8080", "ops": "0.0.0.0:9464" });
+    config["upstream"] = json!({ "address": "unix:/run/app/app.sock" });
+    let terminal = Terminal::new();
+    let file = terminal.desk.write("proxy.yaml", &config.to_string()).display().to_string();
+    let checked = run_binary(&["check-config", "--config", &file], &[]).await;
+    assert!(checked.status.success() && checked.stderr.is_empty(), "{checked:?}");
 }
 
 /// A real project of Alembic, as `alembic init` makes it, beside the tables of `migrate`.

@@ -25,6 +25,7 @@ async fn site(change: impl FnOnce(crate::harness::ProxyBuilder) -> crate::harnes
             builder
                 .set("/licenses/change_feed", "listen")
                 .set("/usage/flush_interval", "200ms")
+                .set("/plans/0/limits", json!({ "tickets": 2 }))
                 .set("/routes/rules/-", meter)
                 .set("/routes/rules/-", json!({ "prefix": "/internal", "access": "deny" })),
         )
