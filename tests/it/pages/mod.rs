@@ -53,11 +53,11 @@ impl Terminal {
         ended.stdout + &ended.stderr
     }
 
-    /// Types a block of one command and leaves it running; ended with what is returned.
+    /// Types a block of one command in a terminal of its own and leaves it running; ended with what is returned.
     fn leaves_running(&self, block: &Block) -> Process {
         let commands = commands(block);
         assert_eq!(commands.len(), 1, "{}: {commands:?}", block.place);
-        let text = format!("[[ ! -e .session ]] || . ./.session\nexec {}", self.here(&commands[0]));
+        let text = format!("exec {}", self.here(&commands[0]));
         self.desk.begin(&Block { text, ..block.clone() }).show_output_on_panic()
     }
 }
