@@ -190,7 +190,7 @@ fn status_schema(_: &mut SchemaGenerator) -> Schema {
         .into_iter()
         .map(|reason| {
             let usual = reason.meaning().status;
-            let description = format!("Default: {usual}.");
+            let description = format!("What a refusal for this reason is answered with. Default: {usual}.");
             let schema = serde_json::json!({
                 "type": "integer", "minimum": 400, "maximum": 599, "description": description
             });

@@ -163,6 +163,9 @@ fn the_reference_has_every_key() {
         let shown = if key.contains('.') { format!("| `{key}` | ") } else { format!("\n## {key}\n") };
         assert_eq!(page.matches(&shown).count(), 1, "{key}");
     }
+    for line in page.lines().filter(|line| line.starts_with("| `")) {
+        assert!(!line.contains("|  |"), "a column is empty: {line}");
+    }
 }
 
 /// The comments say what the defaults are, and the reference takes their word for it.
