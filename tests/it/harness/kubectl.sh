@@ -1,10 +1,16 @@
 #!/usr/bin/env bash
-# Stands in for kubectl where there is no cluster: `kubectl exec … -- COMMAND…` runs COMMAND here, as it would in the
-# container; everything else is written down in $DESK/kubectl.log for the test to look at.
+# Stands in for kubectl and helm where there is no cluster. `kubectl exec … -- COMMAND…` runs COMMAND here, as it would in the
+# container. Everything is written down in $DESK/kubectl.log and $DESK/helm.log for the test to look at; `kubectl apply -f -` leaves
+# its input in $DESK/applied.yaml, and what `kubectl get configmap …` prints is in $DESK/answer-get-configmap, and so on.
 set -eu
-printf '%s\n' "$*" >>"$DESK/kubectl.log"
-if [[ " $* " == *" exec "* ]]; then
+name=${0##*/}
+printf '%s\n' "$*" >>"$DESK/$name.log"
+if [[ $name == kubectl && " $* " == *" exec "* ]]; then
     while [[ $1 != -- ]]; do shift; done
     shift
     exec "$@"
+elif [[ $name == kubectl && "$*" == "apply -f -" ]]; then
+    cat >"$DESK/applied.yaml"
+elif [[ -e $DESK/answer-$1-$2 ]]; then
+    cat "$DESK/answer-$1-$2"
 fi

@@ -11,7 +11,7 @@ use super::proxy::{BINARY, Ended};
 /// How long a command of a page may take.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Stands in for `kubectl`, since there is no cluster: see the file.
+/// Stands in for `kubectl` and `helm`, since there is no cluster: see the file.
 const KUBECTL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/harness/kubectl.sh");
 
 /// A page of Markdown: its fenced blocks of code.
@@ -82,20 +82,22 @@ fn blocks(name: &str, text: &str) -> Vec<Block> {
 pub(crate) struct Desk {
     dir: TempDir,
     envs: Vec<(String, String)>,
+    /// Run before each block.
+    prelude: String,
 }
 
 impl Desk {
-    /// With `dotmac-license-proxy`, `kubectl`'s stand-in and the Python programs of the tests on its path.
+    /// With `dotmac-license-proxy`, the stand-in for `kubectl` and `helm`, and the Python programs of the tests on its path.
     pub(crate) fn new() -> Desk {
         let dir = server_dir();
         let bin = dir.path().join("bin");
         std::fs::create_dir(&bin).expect("a fresh directory");
-        for (target, name) in [(BINARY, "dotmac-license-proxy"), (KUBECTL, "kubectl")] {
+        for (target, name) in [(BINARY, "dotmac-license-proxy"), (KUBECTL, "kubectl"), (KUBECTL, "helm")] {
             std::os::unix::fs::symlink(target, bin.join(name)).expect("a link");
         }
         let installed = concat!(env!("CARGO_MANIFEST_DIR"), "/.test-tools/venv/bin");
         let path = format!("{}:{installed}:{}", bin.display(), std::env::var("PATH").expect("a PATH"));
-        let mut desk = Desk { dir, envs: Vec::new() };
+        let mut desk = Desk { dir, envs: Vec::new(), prelude: String::new() };
         desk.set("PATH", path);
         desk.set("DESK", desk.dir.path().display().to_string());
         desk
@@ -105,6 +107,22 @@ impl Desk {
     pub(crate) fn set(&mut self, name: &str, value: impl Into<String>) {
         self.envs.retain(|(known, _)| known != name);
         self.envs.push((name.to_owned(), value.into()));
+    }
+
+    /// Runs this block before each other, in the same shell: the page's variables.
+    pub(crate) fn prepare(&mut self, block: &Block) {
+        self.prelude.push_str(&block.text);
+    }
+
+    /// What the stand-in for `kubectl` prints for these two words, such as `get configmap`.
+    pub(crate) fn answer(&self, words: [&str; 2], text: &str) {
+        self.write(&format!("answer-{}", words.join("-")), text);
+    }
+
+    /// What the stand-in for a program was asked, a line each; `kubectl`'s or `helm`'s.
+    pub(crate) fn asked(&self, program: &str) -> Vec<String> {
+        let log = std::fs::read_to_string(self.dir().join(format!("{program}.log"))).unwrap_or_default();
+        log.lines().map(str::to_owned).collect()
     }
 
     /// The directory in which commands run.
@@ -121,12 +139,12 @@ impl Desk {
 
     /// Starts a block and leaves it running; ended with what is returned.
     pub(crate) fn begin(&self, block: &Block) -> Process {
-        self.shell(&block.text)
+        self.shell(&format!("{}{}", self.prelude, block.text))
     }
 
     /// Runs a block to its end.
     pub(crate) async fn run(&self, block: &Block) -> Ended {
-        let mut process = self.shell(&format!("set -eu -o pipefail\n{}", block.text));
+        let mut process = self.shell(&format!("set -eu -o pipefail\n{}{}", self.prelude, block.text));
         let status = process.wait(LIMIT).await;
         Ended { status, stdout: process.stdout(), stderr: process.stderr() }
     }
