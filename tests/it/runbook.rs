@@ -397,7 +397,7 @@ async fn the_checklist_is_green_when_all_is_well_and_red_when_it_is_not() {
 async fn the_canary_is_watched() {
     let night = Night::begin_with(|builder| builder.set("/enforcement/mode", "shadow")).await;
     let tenants: Vec<Uuid> =
-        (1..=120).map(|n| Uuid::from_u128(n * 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c834)).collect();
+        (1..=120).map(|n| Uuid::from_u128(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c834_u128.wrapping_mul(n))).collect();
     let values: Vec<_> = tenants.iter().map(|t| format!("('{t}', 'starter', '{{\"tickets\": true}}')")).collect();
     let sql = format!("INSERT INTO tenant_licenses (tenant_id, plan_tier, features) VALUES {}", values.join(", "));
     night.world.database.execute(&sql).await;
