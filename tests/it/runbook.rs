@@ -163,14 +163,17 @@ fn yaml(value: &Value) -> String {
 fn config_map(config: &Value) -> String {
     let text: String = yaml(config).lines().map(|line| format!("    {line}\n")).collect();
     format!(
-        "apiVersion: v1\ndata:\n  config.yaml: |\n{text}kind: ConfigMap\nmetadata:\n  name: backend-license-proxy\n"
+        "apiVersion: v1\ndata:\n  config.yaml: |\n{text}kind: ConfigMap\nmetadata:\n  name: backend-dotmac-license-proxy-config\n"
     )
 }
 
 /// The configuration that is in a ConfigMap.
 fn config_in(config_map: &str) -> Value {
     let map: Value = serde_saphyr::from_str(config_map).expect("YAML");
-    assert_eq!((&map["kind"], &map["metadata"]["name"]), (&json!("ConfigMap"), &json!("backend-license-proxy")));
+    assert_eq!(
+        (&map["kind"], &map["metadata"]["name"]),
+        (&json!("ConfigMap"), &json!("backend-dotmac-license-proxy-config"))
+    );
     serde_saphyr::from_str(map["data"]["config.yaml"].as_str().expect("a file")).expect("YAML")
 }
 
@@ -509,7 +512,7 @@ async fn enforcement_is_off_within_seconds() {
     expected["enforcement"]["mode"] = json!("off");
     assert_eq!(applied, expected, "nothing else has changed");
     let asked = night.desk.asked("kubectl");
-    assert!(asked.iter().any(|line| line == "get configmap backend-license-proxy -o yaml"), "{asked:?}");
+    assert!(asked.iter().any(|line| line == "get configmap backend-dotmac-license-proxy-config -o yaml"), "{asked:?}");
     assert!(asked.iter().any(|line| line.starts_with("annotate pods -l ")), "{asked:?}");
 
     night.publish(&applied);
@@ -614,6 +617,13 @@ async fn licences_are_put_back() {
     database
         .execute(&format!("UPDATE tenant_licenses SET valid_until = '2099-01-01' WHERE tenant_id = '{renewed}'"))
         .await;
+    // A feature that ends keeps its end where the gate itself takes away another.
+    let managed = format!(
+        "BEGIN; SELECT set_config('dotmac_license.managed', '1', true);
+         UPDATE tenant_licenses SET features_until = b.features_until FROM tenant_licenses_before b
+          WHERE b.tenant_id = tenant_licenses.tenant_id AND b.tenant_id = '{trial}'; COMMIT"
+    );
+    database.execute(&managed).await;
     let newcomer = night.world.tenant("starter").await;
     for tenant in [paying, trial] {
         night.everywhere("/api/v1/crm", tenant, 402).await;
@@ -634,9 +644,9 @@ async fn licences_are_put_back() {
     let now = database.value("SELECT timezone('utc', clock_timestamp())").await.expect("a time");
     of_the_gate(&["set-plan", &paying.to_string(), "starter"]).await;
     of_the_gate(&["set-plan", &paying.to_string(), "enterprise"]).await;
-    of_the_gate(&["revoke", &trial.to_string(), "crm"]).await;
+    of_the_gate(&["revoke", &trial.to_string(), "tickets"]).await;
     of_the_gate(&["extend", &renewed.to_string(), "--until", "2100-01-01"]).await;
-    night.everywhere("/api/v1/crm", trial, 402).await;
+    night.everywhere("/api/v1/tickets", trial, 402).await;
     night.everywhere("/api/v1/fieldops", paying, 200).await;
     let since = Instant::now();
     let by_the_audit = section("Back by the audit").next();
@@ -644,7 +654,7 @@ async fn licences_are_put_back() {
     desk.set("SINCE", now);
     desk.passes(&by_the_audit).await;
     night.desk = desk;
-    night.everywhere("/api/v1/crm", trial, 200).await;
+    night.everywhere("/api/v1/tickets", trial, 200).await;
     night.everywhere("/api/v1/fieldops", paying, 402).await;
     println!("back by the audit after {:?}", since.elapsed());
     let database = &night.world.database;
