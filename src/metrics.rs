@@ -256,6 +256,7 @@ pub(crate) struct Metrics {
     live: IntGaugeVec,
     off: IntGauge,
     expiring: IntGaugeVec,
+    overdue: IntGauge,
     memory_entries: IntGauge,
     memory_bytes: IntGauge,
 }
@@ -344,7 +345,8 @@ impl Metrics {
         let live = gauges(
             r,
             "dotmac_change_feed_live",
-            "Whether changes are heard of: by the feed from Postgres, and from Redis. 1: yes, as of the last three seconds.",
+            "Whether changes are heard of: by the feed from Postgres, and from Redis. 1: yes, as of the last three seconds. \
+             A channel that is not in use is absent.",
             &["channel"],
         )?;
         let beyond_limit = counters(
@@ -484,6 +486,11 @@ impl Metrics {
                 "Licences in this process's memory that end within a time, by valid_until, whether or not they renew themselves.",
                 &["within"],
             )?,
+            overdue: gauge(
+                r,
+                "dotmac_licenses_overdue",
+                "Licences in this process's memory that renew themselves, have ended without having been renewed, and are served in their grace.",
+            )?,
             off: gauge(
                 r,
                 "dotmac_licensing_off",
@@ -578,8 +585,8 @@ impl Metrics {
         self.live.with_label_values(&[channel.as_str()]).set(live.into());
     }
 
-    /// Take down what is only known when asked, at `now`.
-    pub(crate) fn observe(&self, licenses: &Licenses, load: &Load, now: Timestamp) {
+    /// Take down what is only known when asked, at `now`, where licences are served for `grace` past their end.
+    pub(crate) fn observe(&self, licenses: &Licenses, load: &Load, grace: Duration, now: Timestamp) {
         let counts = load.counts();
         for (gauge, count) in [
             (&self.connections, counts.connections),
@@ -598,7 +605,9 @@ impl Metrics {
         for (store, state) in licenses.breakers() {
             self.set_breaker(store.as_str(), state);
         }
-        for channel in Channel::ALL {
+        self.overdue.set(licenses.overdue(grace, now));
+        // One that is not in use is not down.
+        for channel in Channel::ALL.into_iter().filter(|channel| licenses.has(*channel)) {
             self.set_live(channel, licenses.is_live(channel));
         }
         self.off.set(licenses.is_off().into());

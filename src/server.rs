@@ -120,9 +120,8 @@ impl Assembly {
         if change_feed == ChangeFeed::Redis && redis.is_none() {
             bail!("licenses.change_feed is redis, but neither DOTMAC_LICENSE_REDIS_URL nor REDIS_URL is set");
         }
-        let relayed = change_feed == ChangeFeed::Redis;
         let (handle, counts) = (runtime.handle().clone(), Arc::clone(&metrics));
-        let licenses = Licenses::new(stores.source, redis, freshness(config), relayed, handle, counts);
+        let licenses = Licenses::new(stores.source, redis, freshness(config), change_feed, handle, counts);
         let feed = match (change_feed, &settings.secrets.database_url) {
             (ChangeFeed::Listen, Some(url)) => Some(Feed::of(&licenses, url.clone(), Arc::clone(&metrics))),
             (ChangeFeed::Listen, None) => bail!(
@@ -237,6 +236,7 @@ impl Assembly {
             licenses: Arc::clone(&self.licenses),
             load: Arc::clone(&self.load),
             recorder: Arc::clone(&self.recorder),
+            snapshots: Arc::clone(&self.snapshots),
             metrics: Arc::clone(&self.metrics),
             listening: Arc::clone(listening),
             draining: Arc::clone(&self.draining),

@@ -13,6 +13,7 @@ use crate::licenses::{Channel, Feed, Licenses};
 use crate::load::Load;
 use crate::metrics::Metrics;
 use crate::record::Recorder;
+use crate::snapshot::Snapshots;
 
 /// What the handlers look at.
 #[derive(Clone)]
@@ -20,6 +21,7 @@ pub(crate) struct Ops {
     pub(crate) licenses: Arc<Licenses>,
     pub(crate) load: Arc<Load>,
     pub(crate) recorder: Arc<Recorder>,
+    pub(crate) snapshots: Snapshots,
     pub(crate) metrics: Arc<Metrics>,
     /// Whether the proxy's own listener accepts connections.
     pub(crate) listening: Arc<AtomicBool>,
@@ -52,7 +54,8 @@ async fn readyz(State(ops): State<Ops>) -> (StatusCode, &'static str) {
 }
 
 async fn metrics(State(ops): State<Ops>) -> Response {
-    ops.metrics.observe(&ops.licenses, &ops.load, wall_clock());
+    let grace = ops.snapshots.load().policy.grace;
+    ops.metrics.observe(&ops.licenses, &ops.load, grace, wall_clock());
     ops.recorder.observe();
     text(&ops.metrics)
 }

@@ -227,9 +227,9 @@ impl Memory {
         self.reported.entry(tenant).or_insert(()).is_fresh()
     }
 
-    /// When each licence ends.
-    pub(super) fn ends(&self) -> impl Iterator<Item = Timestamp> {
-        self.licenses.iter().map(|(_, entry)| entry.license.valid_until)
+    /// Every licence.
+    pub(super) fn licenses(&self) -> impl Iterator<Item = Arc<Entry>> {
+        self.licenses.iter().map(|(_, entry)| entry)
     }
 
     /// How many licences, and their bytes.

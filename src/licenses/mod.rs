@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use licensing::config::ChangeFeed;
+use licensing::license::Validity;
 use licensing::tenant::TenantId;
 use licensing::time::Timestamp;
 use moka::sync::Cache;
@@ -120,6 +122,8 @@ pub(crate) struct Licenses {
     source_breaker: Arc<Breaker>,
     freshness: Freshness,
     loading: Mutex<HashMap<TenantId, Arc<Flight>>>,
+    /// Whether anybody tells of changes in the source.
+    has_feed: bool,
     /// The feeds that are heard by way of Redis, where that is how changes come.
     relayed: Option<Mutex<Sessions>>,
     /// Whether somebody has dropped the tables to turn licensing off.
@@ -147,12 +151,12 @@ enum Standing {
 }
 
 impl Licenses {
-    /// Put the layers together. Nothing is connected yet. `relayed`: changes come by way of Redis.
+    /// Put the layers together. Nothing is connected yet. `change_feed`: how changes come.
     pub(crate) fn new(
         source: Arc<dyn Source>,
         redis: Option<Redis>,
         freshness: Freshness,
-        relayed: bool,
+        change_feed: ChangeFeed,
         runtime: Handle,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
@@ -172,7 +176,8 @@ impl Licenses {
             source,
             freshness,
             loading: Mutex::default(),
-            relayed: relayed.then(Mutex::default),
+            has_feed: change_feed != ChangeFeed::None,
+            relayed: (change_feed == ChangeFeed::Redis).then(Mutex::default),
             off: AtomicBool::new(false),
             runtime,
             metrics,
@@ -273,6 +278,14 @@ impl Licenses {
         self.off.load(Ordering::Relaxed)
     }
 
+    /// Whether this channel is there to be heard: a feed in the configuration, a Redis in the environment.
+    pub(crate) fn has(&self, channel: Channel) -> bool {
+        match channel {
+            Channel::Feed => self.has_feed,
+            Channel::Redis => self.redis.is_some(),
+        }
+    }
+
     /// Whether changes are heard of by this channel now.
     pub(crate) fn is_live(&self, channel: Channel) -> bool {
         self.coverage.is_live(channel, Instant::now())
@@ -326,12 +339,27 @@ impl Licenses {
     /// ended are no more among them.
     pub(crate) fn ending_within<const N: usize>(&self, spans: [Duration; N], now: Timestamp) -> [i64; N] {
         let mut counts = [0; N];
-        for end in self.memory.ends().filter(|end| now < *end && end.is_finite()) {
+        let ends = self.memory.licenses().map(|entry| entry.license.valid_until);
+        for end in ends.filter(|end| now < *end && end.is_finite()) {
             for (count, span) in counts.iter_mut().zip(spans) {
                 *count += i64::from(end <= now.plus(span));
             }
         }
         counts
+    }
+
+    /// How many of the licences in memory are served in their grace at `now`: they renew themselves, have ended and are not
+    /// renewed. What nobody has asked for lately may have been renewed meanwhile: it counts only as long as that would have
+    /// been heard of, or for `ttl`.
+    pub(crate) fn overdue(&self, grace: Duration, now: Timestamp) -> i64 {
+        let at = Instant::now();
+        let overdue = self.memory.licenses().filter(|entry| {
+            let confirmed = self.coverage.confirmed(entry.mark.known_at);
+            matches!(entry.license.validity(grace, now), Validity::Grace { .. })
+                && !self.memory.doubts(&entry.mark)
+                && at.saturating_duration_since(confirmed) < self.freshness.ttl
+        });
+        i64::try_from(overdue.count()).unwrap_or(i64::MAX)
     }
 
     /// Whether what is known may still be said. Both the age and the time since the last confirmation have a bound, and

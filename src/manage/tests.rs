@@ -1,6 +1,7 @@
 use std::time::Instant;
 
 use licensing::amend::End;
+use licensing::config::ChangeFeed;
 use licensing::enforcement::Mode;
 use licensing::time::Timestamp;
 
@@ -32,7 +33,7 @@ fn process() -> (Manage, Arc<Licenses>) {
     };
     let runtime = Handle::current();
     let source = Arc::clone(&file) as Arc<dyn crate::stores::Source>;
-    let licenses = Licenses::new(source, None, freshness, false, runtime.clone(), Arc::clone(&metrics));
+    let licenses = Licenses::new(source, None, freshness, ChangeFeed::None, runtime.clone(), Arc::clone(&metrics));
     let announcer = Announcer::of(&licenses, metrics);
     (Manage::new(file, announcer, PlanSettings::plans(&plans("")), runtime), licenses)
 }

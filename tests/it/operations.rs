@@ -1,20 +1,16 @@
 //! What operators look at: health, metrics, a real Prometheus, the access log and the program's own log.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::process::{OnOrphaned, Process, free_port, run, server_dir};
 use crate::harness::world::{FEATURES, get};
-use crate::harness::{License, Proxy, RawClient, World, client};
-
-const RULES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/prometheus-rules.yaml");
+use crate::harness::{License, Prometheus, Proxy, RawClient, World, client};
 
 /// What section 9 of the design promises, as far as this version has it: the name, a label and its values.
-const PROMISED: [(&str, &str, &[&str]); 32] = [
+const PROMISED: [(&str, &str, &[&str]); 33] = [
     ("dotmac_feature_denials_total", "feature", &FEATURES),
     ("dotmac_license_cache_hits", "", &[]),
     ("dotmac_license_cache_requests", "", &[]),
@@ -32,6 +28,7 @@ const PROMISED: [(&str, &str, &[&str]); 32] = [
     ("dotmac_license_stale_served_total", "", &[]),
     ("dotmac_license_grace_served_total", "", &[]),
     ("dotmac_licenses_expiring", "within", &["24h", "7d", "30d"]),
+    ("dotmac_licenses_overdue", "", &[]),
     ("dotmac_access_log_dropped_total", "", &[]),
     ("dotmac_upstream_errors_total", "", &[]),
     ("dotmac_license_memory_entries", "", &[]),
@@ -226,68 +223,12 @@ async fn traffic_is_counted_and_no_label_names_a_tenant() {
     assert!(!text.contains("acme-corp"));
 }
 
-/// A Prometheus of this test's own, scraping each second.
-struct Prometheus {
-    port: u16,
-    _process: Process,
-    _dir: tempfile::TempDir,
-}
-
-impl Prometheus {
-    async fn scraping(target: &str) -> Prometheus {
-        let dir = server_dir();
-        let config = json!({
-            "global": { "scrape_interval": "1s", "evaluation_interval": "1s" },
-            "rule_files": [RULES],
-            "scrape_configs": [{ "job_name": "proxy", "static_configs": [{ "targets": [target] }] }],
-        });
-        let file = dir.path().join("prometheus.yml");
-        std::fs::write(&file, config.to_string()).expect("the directory is writable");
-        let installed = std::env::var_os("PATH")
-            .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join("prometheus").is_file()));
-        assert!(installed, "prometheus is not installed (not in PATH): scripts/test installs it by apt-get");
-        for _ in 0..5 {
-            let port = free_port();
-            let command = [
-                "prometheus".to_owned(),
-                format!("--config.file={}", file.display()),
-                format!("--storage.tsdb.path={}", dir.path().join(format!("data-{port}")).display()),
-                format!("--web.listen-address=127.0.0.1:{port}"),
-            ];
-            let mut process = Process::start("prometheus", dir.path(), &command, &[], OnOrphaned::Kill, None);
-            let deadline = Instant::now() + Duration::from_secs(60);
-            while process.exited().is_none() {
-                let listens = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok();
-                let address = ([127, 0, 0, 1], port).into();
-                if listens && client::request(address, "GET", "/-/ready", &[]).await.status == 200 {
-                    return Prometheus { port, _process: process.show_output_on_panic(), _dir: dir };
-                }
-                assert!(Instant::now() < deadline, "Prometheus is not ready after a minute:\n{}", process.stderr());
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-            let printed = process.stderr();
-            assert!(printed.contains("address already in use"), "Prometheus does not start:\n{printed}");
-        }
-        panic!("no free port for Prometheus in five attempts");
-    }
-
-    /// The value of a query as its HTTP API gives it; `None` while there is none, or no number.
-    async fn query(&self, query: &str) -> Option<f64> {
-        let query: String = url::form_urlencoded::byte_serialize(query.as_bytes()).collect();
-        let target = format!("/api/v1/query?query={query}");
-        let answer = client::request(([127, 0, 0, 1], self.port).into(), "GET", &target, &[]).await.json();
-        assert_eq!(answer["status"], "success", "{answer}");
-        let value: f64 = answer.pointer("/data/result/0/value/1")?.as_str()?.parse().ok()?;
-        value.is_finite().then_some(value)
-    }
-}
-
 /// The queries that operators type.
 #[tokio::test]
 async fn a_real_prometheus_answers_the_operators_queries() {
     let world = World::start().await;
     let tenant = world.tenant("professional").await;
-    let prometheus = Prometheus::scraping(&world.proxy.ops_address().to_string()).await;
+    let prometheus = Prometheus::scraping(&[("proxy", &world.proxy)]).await;
     let mut answers = [None, None];
     let queries = [
         "dotmac_license_cache_hits / dotmac_license_cache_requests",
@@ -311,31 +252,6 @@ async fn a_real_prometheus_answers_the_operators_queries() {
     assert_eq!(prometheus.query("up").await, Some(1.0));
     let decided = prometheus.query("sum(dotmac_decisions_total)").await;
     assert!(decided.is_some_and(|requests| requests >= 10.0), "{decided:?}");
-}
-
-#[test]
-fn the_shipped_rules_pass_promtool() {
-    assert!(Path::new(RULES).exists());
-    run(&["promtool", "check", "rules", RULES]);
-    let dir = server_dir();
-    // A hundred requests a second, half of them within 5 ms and the rest within 10 ms.
-    let series = |le: &str, rate: u32| json!({ "series": format!("dotmac_api_duration_seconds_bucket{{le=\"{le}\",pod=\"a\"}}"), "values": format!("0+{}x20", rate * 60) });
-    let test = json!({
-        "rule_files": [RULES],
-        "evaluation_interval": "1m",
-        "tests": [{
-            "interval": "1m",
-            "input_series": [series("0.005", 50), series("0.01", 100), series("+Inf", 100)],
-            "promql_expr_test": [{
-                "expr": "round(histogram_quantile(0.95, dotmac_api_duration_seconds) * 10000)",
-                "eval_time": "10m",
-                "exp_samples": [{ "labels": "{}", "value": 95 }],
-            }],
-        }],
-    });
-    let file = dir.path().join("test.yml");
-    std::fs::write(&file, test.to_string()).expect("the directory is writable");
-    run(&["promtool", "test", "rules", &file.display().to_string()]);
 }
 
 /// One line for each kind of decision, with exactly the members that are promised.
