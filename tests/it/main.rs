@@ -2,6 +2,7 @@
 
 mod admin;
 mod admin_surface;
+mod alerts;
 mod attacks;
 mod backfill;
 mod chart;
@@ -9,6 +10,7 @@ mod cli;
 mod coherence;
 mod conversions;
 mod cors;
+mod dashboard;
 mod decisions;
 mod demo;
 mod denials;

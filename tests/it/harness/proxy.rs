@@ -496,6 +496,11 @@ impl Metrics {
         Metrics { samples }
     }
 
+    /// Every name.
+    pub(crate) fn names(&self) -> std::collections::BTreeSet<String> {
+        self.samples.iter().map(|sample| sample.name.clone()).collect()
+    }
+
     /// Every sample of that name.
     pub(crate) fn named(&self, name: &str) -> Vec<&Sample> {
         self.samples.iter().filter(|sample| sample.name == name).collect()
