@@ -236,6 +236,9 @@ async fn exercise(world: &World, cast: &Cast) {
     until("another file is applied", async || reloads("applied").await > 0.0).await;
     write(&first);
 
+    // That nothing is left of a limit is remembered for a second, and then asked again.
+    assert_eq!(status("/api/v1/tickets", cast.metered).await, 402);
+
     // Redis is away for a moment, then both stores: last known licences, and for whom none is known, none.
     world.redis_wire.cut().await;
     until("Redis's outage is known", async || {
@@ -282,7 +285,7 @@ const BROUGHT_ABOUT: [&str; 27] = [
     "dotmac_license_stale_served_total",
     "dotmac_license_grace_served_total",
     "dotmac_usage_recorded_total",
-    "dotmac_licenses_overdue",
+    "max_over_time(dotmac_licenses_overdue[1m])",
     r#"dotmac_licenses_expiring{within="24h"}"#,
     r#"sum(dotmac_websocket_closed_total)"#,
 ];
