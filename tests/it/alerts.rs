@@ -1,8 +1,6 @@
 //! The alerts that are shipped: each is tried, explained in docs/alerts.md, and asks for metrics that there are.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -399,14 +397,5 @@ fn desk(world: &World, prometheus: &Prometheus) -> Desk {
     desk.set("PROMETHEUS", prometheus.url());
     desk.set("DOTMAC_LICENSE_CONFIG", world.proxy.config_file().display().to_string());
     desk.write("pod.log", "");
-    let kubectl = desk.dir().join("bin/kubectl");
-    let stand_in = std::fs::read_link(&kubectl).expect("a link");
-    std::fs::remove_file(&kubectl).expect("the directory is writable");
-    let script = format!(
-        "#!/usr/bin/env bash\nif [[ $1 == logs ]]; then cat \"$DESK/pod.log\"; fi\nexec {} \"$@\"\n",
-        Path::display(&stand_in)
-    );
-    desk.write("bin/kubectl", &script);
-    std::fs::set_permissions(&kubectl, std::fs::Permissions::from_mode(0o755)).expect("ours");
     desk
 }
