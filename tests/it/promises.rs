@@ -64,6 +64,15 @@ fn is_beside_the_code(name: &str) -> bool {
     candidates.iter().any(|file| std::fs::read_to_string(source.join(file)).is_ok_and(|text| is_test(&text)))
 }
 
+/// Whether it is a file that `scripts/test` runs beside this binary: a program, or the chart's tests.
+fn is_run_beside(name: &str) -> bool {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let steps = std::fs::read_to_string(root.join("scripts/test")).expect("the script");
+    let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
+    let is_a_step = steps.contains(&format!("\" {name}\n")) || steps.contains(&format!("--start-directory {folder}\n"));
+    !folder.is_empty() && root.join(name).is_file() && is_a_step
+}
+
 /// Whether the last attribute before is within `proptest!`, where `#[test]` may stand before others.
 fn in_proptest(before: &str) -> bool {
     before.rfind("proptest!").is_some_and(|at| before[at..].contains("#[test]"))
@@ -88,7 +97,7 @@ fn every_promise_names_tests_that_exist() {
             None if names(held_by).is_empty() => problem("names no test, and does not say so"),
             None => {
                 for name in names(held_by) {
-                    if !of_this_binary.contains(name) && !is_beside_the_code(name) {
+                    if !of_this_binary.contains(name) && !is_beside_the_code(name) && !is_run_beside(name) {
                         problem(&format!("there is no test {name}"));
                     }
                 }
