@@ -69,7 +69,7 @@ fn is_run_beside(name: &str) -> bool {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let steps = std::fs::read_to_string(root.join("scripts/test")).expect("the script");
     let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
-    let is_a_step = steps.contains(&format!("\" {name}\n")) || steps.contains(&format!("--start-directory {folder}\n"));
+    let is_a_step = steps.contains(&format!("&& {name}\n")) || steps.contains(&format!("--start-directory {folder}\n"));
     !folder.is_empty() && root.join(name).is_file() && is_a_step
 }
 
