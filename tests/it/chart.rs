@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::harness::process::{OnOrphaned, Process, free_port, server_dir};
 use crate::harness::proxy::BINARY;
-use crate::harness::world::features_of;
+use crate::harness::world::least_license;
 use crate::harness::{Database, Postgres, Redis, client};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -104,12 +104,7 @@ impl Release {
     }
 
     async fn tenant(&self, plan: &str) -> Uuid {
-        let (tenant, features) = (Uuid::new_v4(), features_of(plan));
-        let sql = format!(
-            "INSERT INTO tenant_licenses (tenant_id, plan_tier, features) VALUES ('{tenant}', '{plan}', '{features}')"
-        );
-        self.database.execute(&sql).await;
-        tenant
+        least_license(&self.database, plan).await
     }
 }
 

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::harness::process::{OnOrphaned, Process, free_port, server_dir};
 use crate::harness::proxy::ProxyBuilder;
-use crate::harness::world::{PLANS, features_of};
+use crate::harness::world::{PLANS, least_license};
 use crate::harness::{Database, Postgres, Proxy, RawClient, RawResponse, Redis, client};
 
 const DOTMAC: &str = include_str!("../../config/dotmac.yaml");
@@ -126,12 +126,7 @@ impl Site {
 
     /// A new tenant, by the least of plain SQL.
     async fn tenant(&self, plan: &str) -> Uuid {
-        let (tenant, features) = (Uuid::new_v4(), features_of(plan));
-        let sql = format!(
-            "INSERT INTO tenant_licenses (tenant_id, plan_tier, features) VALUES ('{tenant}', '{plan}', '{features}')"
-        );
-        self.database.execute(&sql).await;
-        tenant
+        least_license(&self.database, plan).await
     }
 
     async fn ask(&self, method: &str, target: &str, tenant: Option<Uuid>) -> RawResponse {
