@@ -16,6 +16,7 @@ use licensing::upgrade_link::UpgradeLinks;
 use licensing::{answer::Answers, config};
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 
+use crate::api::offers::OffersDocument;
 use crate::api::paths::ApiPaths;
 use crate::gate::{Policy, RulePolicy};
 use crate::identity::Tokens;
@@ -31,6 +32,8 @@ pub(crate) struct Snapshot {
     pub(crate) intake: Intake,
     pub(crate) cors: Cors,
     pub(crate) api: ApiPaths,
+    /// What is sold, as frontends are told.
+    pub(crate) offers: OffersDocument,
     /// None: nobody upgrades here.
     pub(crate) upgrade: Option<UpgradeSettings>,
     /// Where denials lead to.
@@ -100,6 +103,7 @@ impl Snapshot {
         let features = Features::of(config);
         let links = features.names().map(|feature| (Arc::clone(feature), policy.answers.upgrade_url(feature)));
         Ok(Self {
+            offers: OffersDocument::of(config, &policy.plans),
             upgrade_links: UpgradeLinks::new(links),
             features,
             policy,

@@ -84,9 +84,7 @@ impl LicenseApi {
         };
         let document = self.document(tenant, &entry.license, call.snapshot).await;
         let tag = entity_tag(document.as_bytes());
-        let is_known = call.none_match.iter().any(|value| none_match_names(value.as_bytes(), &tag));
-        let answer = Answer::document((!is_known).then_some(document), tag, call.vary, call.request_id);
-        Reply { answer, basis: Basis { reason: None, entry: Some(entry), layer } }
+        Reply { answer: call.document(document, tag), basis: Basis { reason: None, entry: Some(entry), layer } }
     }
 
     /// What `tenant` holds, last known perhaps, and where that came from.
@@ -136,6 +134,12 @@ impl LicenseApi {
 }
 
 impl Call<'_> {
+    /// A document with its entity tag, or that the client has it already.
+    pub(crate) fn document(&self, document: String, tag: String) -> Answer {
+        let is_known = self.none_match.iter().any(|value| none_match_names(value.as_bytes(), &tag));
+        Answer::document((!is_known).then_some(document), tag, self.vary, self.request_id)
+    }
+
     /// Say what is wrong with the request.
     pub(crate) fn fail(&self, failure: Failure) -> Reply {
         let answer = self.snapshot.policy.answers.failure(failure, self.request_id, self.format);

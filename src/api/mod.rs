@@ -7,6 +7,7 @@ pub(crate) mod handshake;
 pub(crate) mod headers;
 pub(crate) mod license;
 pub(crate) mod listener;
+pub(crate) mod offers;
 pub(crate) mod ops;
 pub(crate) mod paths;
 pub(crate) mod updates;

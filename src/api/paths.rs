@@ -2,20 +2,17 @@
 
 use licensing::config::ApiSettings;
 
-/// The paths of the licence API.
+/// The paths of the licence API, each once, with what is served there.
 #[derive(Debug, Default)]
-pub(crate) struct ApiPaths {
-    documents: Vec<Box<[u8]>>,
-    websockets: Vec<Box<[u8]>>,
-    upgrades: Vec<Box<[u8]>>,
-    clicks: Vec<Box<[u8]>>,
-}
+pub(crate) struct ApiPaths(Vec<(Box<[u8]>, Endpoint)>);
 
 /// What is served at a path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Endpoint {
     /// The licence, by GET.
     pub(crate) document: bool,
+    /// What is sold, by GET.
+    pub(crate) offers: bool,
     /// A WebSocket that tells of changes.
     pub(crate) websocket: bool,
     /// Upgrades, by POST.
@@ -27,29 +24,35 @@ pub(crate) struct Endpoint {
 impl ApiPaths {
     /// `upgrades`: whether licences are upgraded here; if not, those paths are the backend's.
     pub(crate) fn new(settings: &ApiSettings, upgrades: bool) -> Self {
-        let bytes = |paths: &[String]| paths.iter().map(|path| path.as_bytes().into()).collect();
-        let below =
-            |name: &str| settings.paths.iter().map(|path| format!("{path}/{name}").into_bytes().into()).collect();
-        Self {
-            documents: bytes(&settings.paths),
-            websockets: bytes(&settings.websocket),
-            upgrades: if upgrades { below("upgrade") } else { Vec::new() },
-            clicks: below("upgrade-click"),
+        let mut paths = Self::default();
+        for path in &settings.paths {
+            paths.at(path).document = true;
+            paths.at(&format!("{path}/plans")).offers = true;
+            paths.at(&format!("{path}/upgrade-click")).click = true;
+            if upgrades {
+                paths.at(&format!("{path}/upgrade")).upgrade = true;
+            }
         }
+        for path in &settings.websocket {
+            paths.at(path).websocket = true;
+        }
+        paths
+    }
+
+    fn at(&mut self, path: &str) -> &mut Endpoint {
+        let path = path.as_bytes();
+        let place = self.0.iter().position(|(own, _)| **own == *path).unwrap_or_else(|| {
+            self.0.push((path.into(), Endpoint::default()));
+            self.0.len() - 1
+        });
+        &mut self.0[place].1
     }
 
     /// What is served at the path of a raw target. Other spellings of the same path go the way of all requests: a backend
     /// may tell them apart.
     pub(crate) fn endpoint(&self, raw_target: &[u8]) -> Option<Endpoint> {
         let path = memchr::memchr(b'?', raw_target).map_or(raw_target, |query| &raw_target[..query]);
-        let names = |paths: &[Box<[u8]>]| paths.iter().any(|own| **own == *path);
-        let endpoint = Endpoint {
-            document: names(&self.documents),
-            websocket: names(&self.websockets),
-            upgrade: names(&self.upgrades),
-            click: names(&self.clicks),
-        };
-        (endpoint.document || endpoint.websocket || endpoint.upgrade || endpoint.click).then_some(endpoint)
+        self.0.iter().find(|(own, _)| **own == *path).map(|(_, endpoint)| *endpoint)
     }
 }
 
@@ -84,8 +87,15 @@ mod tests {
             let found = paths.endpoint(b"/api/v1/license/upgrade").map(|e| (e.document, e.upgrade));
             assert_eq!(found, expected, "upgrades {upgrades}");
         }
-        let click = paths.endpoint(b"/license/upgrade-click").map(|e| (e.document, e.upgrade, e.click));
-        assert_eq!(click, Some((false, false, true)));
+        let none = Endpoint::default();
+        for path in ["/license", "/api/v1/license"] {
+            let below = |name: &str| paths.endpoint(format!("{path}/{name}").as_bytes());
+            assert_eq!(below("upgrade-click"), Some(Endpoint { click: true, ..none }));
+            assert_eq!(below("plans"), Some(Endpoint { offers: true, ..none }));
+            assert_eq!(below("plans?x"), below("plans"));
+            assert_eq!((below("plans/"), below("Plans"), below("plan")), (None, None, None));
+        }
+        assert_eq!(paths.endpoint(b"/ws/license/plans"), None, "beside the document alone");
         let off = ApiSettings { paths: Vec::new(), websocket: Vec::new() };
         assert_eq!(ApiPaths::new(&off, true).endpoint(b"/license"), None);
     }

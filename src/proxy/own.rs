@@ -14,13 +14,14 @@ use super::{Context, Proxy, Snapshot, respond};
 use crate::api::handshake::{self, Mistake};
 use crate::api::headers::is_json;
 use crate::api::license::{Basis, Call, Reply, refuse};
+use crate::api::offers;
 use crate::api::paths::Endpoint;
 use crate::api::updates::LicenseUpdates;
 use crate::api::upgrade::Asked;
 use crate::intake::{Facts, Via};
 use crate::metrics::OpenSocket;
 
-/// The methods of a licence.
+/// The methods of a licence, and of what is sold.
 const ALLOW: &str = "GET, HEAD";
 
 impl Proxy {
@@ -47,7 +48,8 @@ impl Proxy {
             return Ok(true);
         }
         let snapshot = &*context.snapshot;
-        let reply = self.license_api.get(&call(session, context, snapshot)?).await;
+        let call = call(session, context, snapshot)?;
+        let reply = if endpoint.offers { offers::get(&call) } else { self.license_api.get(&call).await };
         self.reply(session, context, reply).await
     }
 

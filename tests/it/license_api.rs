@@ -1,6 +1,6 @@
 //! The licence API: what a tenant sees of its licence is what the gate does.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -225,8 +225,123 @@ async fn paths_are_configured() {
     let tenant = world.tenant("starter").await;
     assert_eq!(world.get("/my/license", tenant).await.json()["planTier"], "starter");
     assert_eq!(world.upstream.count(), 0);
-    for target in ["/license", "/api/v1/license", "/ws/license"] {
+    assert_eq!(world.get("/my/license/plans", tenant).await.json()["plans"][0]["name"], "starter");
+    for target in ["/license", "/license/plans", "/api/v1/license", "/ws/license"] {
         assert_eq!(world.get(target, tenant).await.status, 200);
     }
-    assert_eq!(world.upstream.count(), 3, "the backend's");
+    assert_eq!(world.upstream.count(), 4, "the backend's");
+}
+
+/// What is sold is in the configuration: it is told while no store answers, and costs none of them anything.
+#[tokio::test]
+async fn plans_are_told_without_any_store() {
+    let allow = json!({ "header": "X-User-Role", "values": ["owner"] });
+    let world = World::start_with(|builder| {
+        builder.set("/plans/0/limits", json!({ "tickets": 100 })).set("/upgrade", json!({ "allow": allow }))
+    })
+    .await;
+    world.postgres_wire.cut().await;
+    world.redis_wire.cut().await;
+    world.postgres_wire.reset();
+    world.redis_wire.reset();
+    let tenant = Uuid::new_v4().to_string();
+    let own = ("X-Tenant-ID", &*tenant);
+    let answer = ask(&world.proxy, "GET", "/license/plans", &[own]).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    for (name, value) in
+        [("Content-Type", "application/json"), ("Cache-Control", "no-cache, private"), ("Vary", "x-tenant-id")]
+    {
+        assert_eq!(answer.header(name), Some(value));
+    }
+    assert!(answer.header("X-Request-ID").is_some());
+    let plans = world::PLANS.map(|(name, features)| {
+        let limits = if name == "starter" { json!({ "tickets": 100 }) } else { json!({}) };
+        json!({ "name": name, "features": features, "limits": limits })
+    });
+    let document = json!({
+        "plans": plans,
+        "upgradeUrl": "/billing/upgrade?feature={feature}",
+        "upgrade": { "mode": "apply", "downgrade": false },
+    });
+    assert_eq!(answer.json(), document);
+
+    let tag = answer.header("ETag").expect("an entity tag").to_owned();
+    for (method, headers, status, length) in [
+        ("GET", vec![own], 200, Some(answer.body.len())),
+        ("HEAD", vec![own], 200, Some(answer.body.len())),
+        ("GET", vec![own, ("If-None-Match", &*tag)], 304, None),
+        ("HEAD", vec![own, ("If-None-Match", "*")], 304, None),
+        ("GET", vec![own, ("If-None-Match", "\"other\"")], 200, Some(answer.body.len())),
+    ] {
+        let again = ask(&world.proxy, method, "/api/v1/license/plans?x=1", &headers).await;
+        assert_eq!((again.status, again.header("ETag")), (status, Some(&*tag)), "{method} {headers:?}");
+        assert_eq!(again.header("Content-Length"), length.map(|length| length.to_string()).as_deref());
+        assert_eq!(
+            (again.header("Cache-Control"), again.header("Vary")),
+            (Some("no-cache, private"), Some("x-tenant-id"))
+        );
+    }
+    for (headers, status, reason) in [
+        (&[][..], 401, "tenant_missing"),
+        (&[("X-Tenant-ID", "acme")], 400, "tenant_invalid"),
+        (&[own, ("X-Tenant-ID", "00000000-0000-4000-8000-000000000001")], 400, "tenant_invalid"),
+    ] {
+        let refused = ask(&world.proxy, "GET", "/license/plans", headers).await;
+        assert_eq!((refused.status, refused.json()["reason"].as_str()), (status, Some(reason)), "{headers:?}");
+        assert_eq!(refused.header("Cache-Control"), Some("no-store"));
+        let line = world.proxy.wait_for_log(|line| line["reason"] == reason).await;
+        assert_eq!((&line["path"], &line["decision"]), (&json!("/license/plans"), &json!("answered")));
+    }
+    for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"] {
+        let refused = ask(&world.proxy, method, "/license/plans", &[own]).await;
+        assert_eq!((refused.status, refused.header("Allow")), (405, Some("GET, HEAD")), "{method}");
+    }
+    assert_eq!(world.upstream.count(), 0);
+
+    world.postgres_wire.restore();
+    world.redis_wire.restore();
+    for _ in 0..50 {
+        assert_eq!(ask(&world.proxy, "GET", "/license/plans", &[own]).await.status, 200);
+    }
+    let asked_of = |table: &str| world.postgres_wire.count(table);
+    assert_eq!((asked_of("tenant_licenses"), asked_of("feature_usage"), world.redis_wire.count(&tenant)), (0, 0, 0));
+    assert_eq!(world.proxy.metric("dotmac_license_cache_requests").await, 0.0);
+}
+
+/// They are those of the configuration in use.
+#[tokio::test]
+async fn plans_follow_the_configuration() {
+    let world = World::start().await;
+    let tenant = world.tenant("starter").await;
+    let first = world.get("/license/plans", tenant).await;
+    assert_eq!((first.status, &first.json()["upgrade"]), (200, &Value::Null), "nobody upgrades here");
+    let text = std::fs::read(world.proxy.config_file()).expect("the configuration is there");
+    let mut config: Value = serde_json::from_slice(&text).expect("the harness writes JSON");
+    config["plans"][0]["features"] = json!(["tickets", "crm"]);
+    config["deny"] = json!({ "upgrade_url": "https://shop.example.com/{feature}" });
+    config["upgrade"] =
+        json!({ "mode": "request", "downgrade": true, "allow": { "header": "X-User-Role", "values": ["owner"] } });
+    std::fs::write(world.proxy.config_file(), config.to_string()).expect("the directory is writable");
+    let tag = first.header("ETag").expect("an entity tag");
+    let begun = Instant::now();
+    let changed = loop {
+        let headers = [("X-Tenant-ID", &*tenant.to_string()), ("If-None-Match", tag)];
+        let answer = ask(&world.proxy, "GET", "/license/plans", &headers).await;
+        if answer.status == 200 {
+            break answer;
+        }
+        assert_eq!(answer.status, 304);
+        assert!(begun.elapsed() < Duration::from_secs(10), "{}", world.proxy.stderr());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let document = changed.json();
+    assert_eq!(
+        (&document["plans"][0]["features"], &document["upgradeUrl"], &document["upgrade"]),
+        (
+            &json!(["tickets", "crm"]),
+            &json!("https://shop.example.com/{feature}"),
+            &json!({ "mode": "request", "downgrade": true })
+        )
+    );
+    assert_ne!(changed.header("ETag"), Some(tag));
 }

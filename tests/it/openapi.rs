@@ -154,6 +154,27 @@ async fn answers_are_as_described() {
         assert_eq!(answer.status, 405);
         document.check("GET", path, &answer);
     }
+    for path in ["/license/plans", "/api/v1/license/plans"] {
+        let tag = send(&world, "GET", path, &[own], "").await.header("ETag").expect("an entity tag").to_owned();
+        for (method, headers, status) in [
+            ("GET", vec![own], 200),
+            ("GET", vec![unknown], 200),
+            ("GET", vec![own, ("If-None-Match", &tag)], 304),
+            ("GET", vec![("X-Tenant-ID", "acme")], 400),
+            ("GET", vec![("X-Tenant-ID", "acme"), problem], 400),
+            ("GET", vec![], 401),
+            ("HEAD", vec![own], 200),
+            ("HEAD", vec![own, ("If-None-Match", &tag)], 304),
+            ("HEAD", vec![], 401),
+        ] {
+            let answer = send(&world, method, path, &headers, "").await;
+            assert_eq!(answer.status, status, "{method} {path} {headers:?}: {}", answer.text());
+            document.check(method, path, &answer);
+        }
+        let answer = send(&world, "POST", path, &[own], "").await;
+        assert_eq!(answer.status, 405);
+        document.check("GET", path, &answer);
+    }
     for path in ["/license/upgrade", "/api/v1/license/upgrade"] {
         let (owner, media_type) = (("X-User-Role", "owner"), ("Content-Type", "application/json"));
         let tenant = world.tenant("professional").await.to_string();
@@ -247,6 +268,7 @@ async fn requests_and_messages_are_as_described() {
     let mut document = Document::read();
     let tenant = world.tenant("starter").await;
     let id = tenant.to_string();
+    document.check("GET", "/license/plans", &world.get("/license/plans", tenant).await);
     let headers = [("X-Tenant-ID", &*id), ("X-User-Role", "owner"), ("Content-Type", "application/json")];
     let answer = send(&world, "POST", "/license/upgrade", &headers, r#"{"new_plan":"enterprise"}"#).await;
     assert_eq!(answer.status, 202, "{}", answer.text());

@@ -309,8 +309,8 @@ impl Format {
 }
 
 impl Answer {
-    /// A licence's document with its entity tag; none: the client has that already, and is told so (RFC 9110 section
-    /// 15.4.5). `vary` lists the request headers that tell whose licence it is.
+    /// A document of the licence API with its entity tag; none: the client has that already, and is told so (RFC 9110 section
+    /// 15.4.5). `vary` lists the request headers that tell who asks.
     pub fn document(document: Option<String>, entity_tag: String, vary: &str, request_id: &str) -> Self {
         let mut headers = vec![
             ("Cache-Control", "no-cache, private".to_owned()),

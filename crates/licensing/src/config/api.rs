@@ -9,7 +9,7 @@ use super::origin::Origin;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ApiSettings {
-    /// Paths of the licence, and below them `/upgrade`. Default: [/license, /api/v1/license].
+    /// Paths of the licence, and below them `/plans`, `/upgrade` and `/upgrade-click`. Default: [/license, /api/v1/license].
     pub paths: Vec<String>,
     /// Paths on which a WebSocket is told of changes. Default: [/license, /ws/license].
     pub websocket: Vec<String>,

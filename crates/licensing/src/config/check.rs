@@ -267,11 +267,11 @@ impl Checker<'_, '_> {
                 if paths[..i].contains(path) {
                     self.error(&at!["api", key, i], format!("{path} is listed twice"));
                 }
-                // What is right below a licence's path is that licence's upgrade.
-                if let Some(below) = path.rsplit_once('/').filter(|(_, last)| UPGRADES.contains(last))
+                // What is right below a licence's path belongs to it.
+                if let Some(below) = path.rsplit_once('/').filter(|(_, last)| BELOW.contains(last))
                     && api.paths.iter().any(|licence| licence == below.0)
                 {
-                    self.error(&at!["api", key, i], format!("{path} is where {} is upgraded", below.0));
+                    self.error(&at!["api", key, i], format!("{path} is served already, as a part of {}", below.0));
                 }
             }
         }
@@ -345,8 +345,8 @@ fn list_of(path: &str) -> Option<String> {
     (entry.starts_with('{') && !list.contains('{')).then(|| format!("{list}/"))
 }
 
-/// What stands behind the path of a licence where it is upgraded.
-const UPGRADES: [&str; 2] = ["upgrade", "upgrade-click"];
+/// What stands behind the path of a licence where plans are listed, and where it is upgraded.
+const BELOW: [&str; 3] = ["plans", "upgrade", "upgrade-click"];
 
 /// A path of our own is compared byte for byte, so it has to be one that every client sends in one way.
 fn api_path_problem(path: &str) -> Option<&'static str> {

@@ -391,17 +391,18 @@ const CHANGES: &[Case] = &[
     ),
     (
         &[
-            "api: { paths: [license, /a//b, /l, /l, /v~1/l-x_y.z], websocket: [/l, /l/upgrade, /x/../y, /w/, '/w%20', /] }",
+            "api: { paths: [license, /a//b, /l, /l, /v~1/l-x_y.z], websocket: [/l, /l/upgrade, /x/../y, /w/, '/w%20', /, /l/plans] }",
         ],
         &[
             "8:16: error: api.paths[0]: expected a path that starts with a slash",
             "8:25: error: api.paths[1]: expected segments of letters, digits, `-`, `.`, `_` and `~`, without a slash at the end",
             "8:36: error: api.paths[3]: /l is listed twice",
-            "8:71: error: api.websocket[1]: /l/upgrade is where /l is upgraded",
+            "8:71: error: api.websocket[1]: /l/upgrade is served already, as a part of /l",
             "8:83: error: api.websocket[2]: expected segments of letters, digits, `-`, `.`, `_` and `~`, without a slash at the end",
             "8:92: error: api.websocket[3]: expected segments of letters, digits, `-`, `.`, `_` and `~`, without a slash at the end",
             "8:97: error: api.websocket[4]: expected segments of letters, digits, `-`, `.`, `_` and `~`, without a slash at the end",
             "8:106: error: api.websocket[5]: expected segments of letters, digits, `-`, `.`, `_` and `~`, without a slash at the end",
+            "8:109: error: api.websocket[6]: /l/plans is served already, as a part of /l",
         ],
     ),
     (
