@@ -80,7 +80,10 @@ async fn our_answers_can_be_read_and_the_backends_are_its_own() {
         let answer = ask(target, APP).await;
         let names = [
             ("Access-Control-Allow-Origin", Some(APP)),
-            ("Access-Control-Expose-Headers", Some("X-Request-ID, ETag, Retry-After, RateLimit, RateLimit-Policy")),
+            (
+                "Access-Control-Expose-Headers",
+                Some("X-Request-ID, Date, ETag, Retry-After, RateLimit, RateLimit-Policy"),
+            ),
             ("Access-Control-Allow-Credentials", None),
             ("Vary", Some("Origin")),
         ];
@@ -149,7 +152,9 @@ async fn a_page_of_another_origin_in_a_browser() {
                 try {{
                     const answer = await fetch("{proxy}" + path, options);
                     const id = answer.headers.get("X-Request-ID") !== null;
-                    seen[name] = [answer.status, (await answer.json()).reason, id];
+                    const date = answer.headers.get("Date");
+                    const dated = date !== null && Math.abs(Date.parse(date) - Date.now()) < 60_000;
+                    seen[name] = [answer.status, (await answer.json()).reason, id, dated];
                 }} catch (error) {{
                     seen[name] = error.name;
                 }}
@@ -168,12 +173,12 @@ async fn a_page_of_another_origin_in_a_browser() {
         serde_json::from_str(seen).unwrap_or_else(|error| panic!("{error}: {page}"))
     };
     let expected = json!({
-        "nobody": [401, "tenant_missing", true],
-        "token": [402, "feature_not_in_plan", true],
-        "expired": [401, "tenant_missing", true],
-        "cookie": [402, "feature_not_in_plan", true],
-        "write": [402, "feature_not_in_plan", true],
-        "forwarded": [200, "from the backend", false],
+        "nobody": [401, "tenant_missing", true, true],
+        "token": [402, "feature_not_in_plan", true, true],
+        "expired": [401, "tenant_missing", true, true],
+        "cookie": [402, "feature_not_in_plan", true, true],
+        "write": [402, "feature_not_in_plan", true, true],
+        "forwarded": [200, "from the backend", false, false],
         "silent backend": "TypeError",
     });
     assert_eq!(see(&listed).await, expected);

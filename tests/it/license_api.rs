@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -230,6 +231,35 @@ async fn paths_are_configured() {
         assert_eq!(world.get(target, tenant).await.status, 200);
     }
     assert_eq!(world.upstream.count(), 4, "the backend's");
+}
+
+/// The clock by which a licence ends is told with every answer (RFC 9110 section 6.6.1): a page has no other way to know it.
+#[tokio::test]
+async fn every_answer_tells_the_time() {
+    let world = World::start().await;
+    let tenant = world.tenant("starter").await.to_string();
+    let own = ("X-Tenant-ID", &*tenant);
+    let tag = ask(&world.proxy, "GET", "/license", &[own]).await.header("ETag").expect("an entity tag").to_owned();
+    for (method, target, headers, status) in [
+        ("GET", "/license", vec![own], 200),
+        ("HEAD", "/license", vec![own], 200),
+        ("GET", "/license", vec![own, ("If-None-Match", &*tag)], 304),
+        ("GET", "/license/plans", vec![own], 200),
+        ("GET", "/license/plans", vec![own, ("If-None-Match", "*")], 304),
+        ("GET", "/license", vec![], 401),
+        ("GET", "/api/v1/crm", vec![own], 402),
+        ("GET", "/api/v1/crm", vec![own, ("Accept", "application/problem+json")], 402),
+    ] {
+        // Dates are in whole seconds, and one may be kept for the rest of its second.
+        let begun = Timestamp::now().as_second() - 1;
+        let answer = ask(&world.proxy, method, target, &headers).await;
+        let date = answer.header("Date").expect("a date");
+        let told = jiff::fmt::rfc2822::parse(date).unwrap_or_else(|error| panic!("{date}: {error}"));
+        let told = told.timestamp().as_second();
+        assert_eq!(answer.status, status, "{method} {target}");
+        assert!((begun..=Timestamp::now().as_second()).contains(&told), "{method} {target}: {date}");
+        assert!(date.ends_with(" GMT"), "{date}");
+    }
 }
 
 /// What is sold is in the configuration: it is told while no store answers, and costs none of them anything.

@@ -4,8 +4,9 @@
 use crate::answer::Answer;
 use crate::config::{CorsSettings, Origin};
 
-/// What pages of other origins may read of an answer of ours, beside its body and what they always may.
-const EXPOSED: &str = "X-Request-ID, ETag, Retry-After, RateLimit, RateLimit-Policy";
+/// What pages of other origins may read of an answer of ours, beside its body and what they always may. `Date` is the clock
+/// that a licence ends by.
+const EXPOSED: &str = "X-Request-ID, Date, ETag, Retry-After, RateLimit, RateLimit-Policy";
 
 /// The methods that a preflight allows; the backend knows which of them it serves.
 const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
