@@ -389,7 +389,7 @@ async fn a_killed_test_leaves_no_server_behind() {
 }
 
 /// Whether a process exists that has not ended (one that nobody has waited for yet is a zombie).
-fn is_running(pid: &str) -> bool {
+pub(crate) fn is_running(pid: &str) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     status.lines().any(|line| line.starts_with("State:") && !line.contains("zombie"))
 }

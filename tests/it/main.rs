@@ -22,6 +22,7 @@ mod forwarding;
 mod framing;
 mod harness;
 mod harness_selftest;
+mod harness_selftest_browser;
 mod harness_selftest_faults;
 mod headers;
 mod hosts;

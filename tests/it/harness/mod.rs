@@ -1,4 +1,5 @@
-//! Real servers for the tests: Postgres, PgBouncer, Redis and its sentinels, a recording upstream and the proxy's own binary.
+//! Real servers for the tests: Postgres, PgBouncer, Redis and its sentinels, a recording upstream and the proxy's own binary;
+//! and a real browser.
 //!
 //! A test usually begins with [`World::start`]. Every server listens on the loopback interface only, belongs to one test
 //! (the shared Postgres apart, where the database does), and is gone when the test is, however it ends. A program that is
@@ -32,6 +33,7 @@ pub(crate) mod wire;
 pub(crate) mod world;
 
 pub(crate) use backend::Backend;
+pub(crate) use browser::{Browser, Tab};
 pub(crate) use client::{RawClient, RawResponse};
 pub(crate) use jwt::Signer;
 pub(crate) use load::{Ask, Load, Samples};

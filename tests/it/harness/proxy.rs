@@ -259,6 +259,15 @@ impl Proxy {
         self.process.wait(limit).await
     }
 
+    /// Starts one again that has ended, on the same ports, with the configuration and environment of `builder`; panics with
+    /// its error output if it does not start. What it prints follows what the former one did.
+    pub(crate) async fn start_again(&mut self, builder: &ProxyBuilder) {
+        assert!(self.exited().is_some(), "the proxy is still running: kill() or terminate() it first");
+        self.process = builder.spawn_in(&self.dir, self.role, self.proxy_port, self.ops_port);
+        let ended = self.wait_until_up(builder.wait).await;
+        assert!(ended.is_none(), "the proxy does not start again: {ended:?}");
+    }
+
     /// The exit status, if the process has ended.
     pub(crate) fn exited(&mut self) -> Option<ExitStatus> {
         self.process.exited()
@@ -387,6 +396,11 @@ impl ProxyBuilder {
     fn spawn(&self, role: Role) -> Proxy {
         let dir = server_dir();
         let (proxy_port, ops_port) = two_free_ports();
+        let process = self.spawn_in(&dir, role, proxy_port, ops_port);
+        Proxy { process, role, proxy_port, ops_port, dir }
+    }
+
+    fn spawn_in(&self, dir: &TempDir, role: Role, proxy_port: u16, ops_port: u16) -> Process {
         let builder = self.clone().listening_on(proxy_port, ops_port);
         let config = dir.path().join("proxy.yaml");
         std::fs::write(&config, builder.config_text()).expect("the directory is writable");
@@ -396,8 +410,7 @@ impl ProxyBuilder {
         };
         let command = [BINARY, command, "--config", &config.display().to_string()].map(str::to_owned);
         let envs: Vec<_> = builder.envs.into_iter().collect();
-        let process = Process::start(name, dir.path(), &command, &envs, OnOrphaned::Kill, None);
-        Proxy { process: process.show_output_on_panic(), role, proxy_port, ops_port, dir }
+        Process::start(name, dir.path(), &command, &envs, OnOrphaned::Kill, None).show_output_on_panic()
     }
 }
 
