@@ -1,0 +1,59 @@
+"use client";
+
+import { type ReactElement, type ReactNode, useCallback, useEffect, useMemo, useState } from "react";
+import { Announcer, useAnnouncements } from "./Announcer.js";
+import { LicenseClient, type LicenseOptions } from "./client.js";
+import { LicenseContext, type LinkComponent } from "./context.js";
+import { labelOf } from "./labels.js";
+
+export interface LicenseProviderProps extends LicenseOptions {
+  readonly children?: ReactNode;
+  /** Names for people, by the name of a feature or plan: `{ crm: "CRM", professional: "Professional" }`. */
+  readonly labels?: Readonly<Record<string, string>> | undefined;
+  /** Where plans are bought, as long as the proxy has not said it. Default: that of the proxy. */
+  readonly upgradeUrl?: string | undefined;
+  /** What links are rendered with: Next.js's `Link`, wouter's. Default: `a`. */
+  readonly linkComponent?: LinkComponent | undefined;
+}
+
+/**
+ * Keeps the licence of one tenant up to date for all that is below it.
+ *
+ * Another API or tenant begins anew, at `loading`. Functions, tokens and headers may be others at each render. Where the
+ * token alone says who the tenant is, give the provider a `key` that changes with it.
+ */
+export function LicenseProvider(props: LicenseProviderProps): ReactElement {
+  const { children, labels, linkComponent = "a", upgradeUrl = "/billing/upgrade?feature={feature}" } = props;
+  const client = useClient(props);
+  const { announce, spoken } = useAnnouncements();
+  const label = useCallback((name: string) => labelOf(name, labels), [labels]);
+  const provided = useMemo(
+    () => ({ client, upgradeUrl, label, Link: linkComponent, announce }),
+    [client, upgradeUrl, label, linkComponent, announce],
+  );
+  return (
+    <LicenseContext.Provider value={provided}>
+      {children}
+      <Announcer spoken={spoken} />
+    </LicenseContext.Provider>
+  );
+}
+
+/** The client for this API and tenant: another one when they change. */
+function useClient(options: LicenseOptions): LicenseClient {
+  const { baseUrl, licensePath, webSocketUrl, tenantId, tenantHeader } = options;
+  const identity = JSON.stringify([baseUrl, licensePath, webSocketUrl, tenantId, tenantHeader]);
+  const [held, hold] = useState(() => ({
+    identity,
+    client: new LicenseClient(options),
+  }));
+  let { client } = held;
+  if (held.identity !== identity) {
+    // Before anything is rendered: nobody sees what another tenant has.
+    client = new LicenseClient(options);
+    hold({ identity, client });
+  }
+  useEffect(() => client.configure(options));
+  useEffect(() => client.start(), [client]);
+  return client;
+}
