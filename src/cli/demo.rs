@@ -1,17 +1,21 @@
 //! `demo`: a stub backend, embedded licences with one tenant per plan, and the proxy, in one process.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
+use axum::Router;
 use axum::extract::Request;
-use axum::response::Json;
-use axum::{Router, http::HeaderMap};
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::middleware::map_response;
+use axum::response::{Json, Response};
+use axum::routing::{any, get};
 use clap::Args;
 use licensing::config::{Address, Config, UpstreamAddress};
 use licensing::license::License;
 use serde_json::{Map, Value, json};
+use tower_http::services::{ServeDir, ServeFile};
 
 use super::{Failure, start_log};
 use crate::server::Assembly;
@@ -29,6 +33,9 @@ pub(super) struct Options {
     /// Print the access log
     #[arg(long)]
     access_log: bool,
+    /// The built portal to serve; see frontend/README.md
+    #[arg(long, value_name = "DIR", default_value = "frontend/apps/customer/dist")]
+    portal: PathBuf,
 }
 
 const CONFIG: &str = include_str!("../../config/embedded.yaml");
@@ -47,9 +54,12 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
 
     let source = FileSource::from_text("config/licenses.yaml", LICENSES, &settings.config.plans)
         .map_err(|message| anyhow!(message))?;
-    let guide = guide(proxy, ops, &source.all());
+    let licenses = source.all();
+    let portal = Portal::at(&options.portal, proxy, &licenses);
+    let in_a_browser = if portal.is_some() { pages(proxy, &licenses) } else { no_pages(&options.portal) };
+    let guide = guide(proxy, ops, &licenses, &in_a_browser);
     let assembly = Assembly::with_source(settings, Arc::new(source))?;
-    serve_backend(&assembly, backend)?;
+    serve_backend(&assembly, backend, portal)?;
     assembly.runtime().spawn(async move {
         while tokio::net::TcpStream::connect(proxy).await.is_err() {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
@@ -76,8 +86,9 @@ fn point(config: &mut Config, proxy: SocketAddr, ops: SocketAddr, backend: Socke
     Ok(())
 }
 
-/// Answers every path with what it was sent, as the proxy's users would see it from a backend of theirs.
-fn serve_backend(assembly: &Assembly, listener: TcpListener) -> anyhow::Result<()> {
+/// Answers every path with what it was sent, as the proxy's users would see it from a backend of theirs; where there is a portal,
+/// that is served beside it.
+fn serve_backend(assembly: &Assembly, listener: TcpListener, portal: Option<Portal>) -> anyhow::Result<()> {
     #[expect(clippy::disallowed_methods, reason = "an echo that routes nothing: the path only has to be shown")]
     async fn echo(request: Request) -> Json<Value> {
         Json(json!({
@@ -87,11 +98,57 @@ fn serve_backend(assembly: &Assembly, listener: TcpListener) -> anyhow::Result<(
             "received": license_headers(request.headers()),
         }))
     }
+    let router = match portal {
+        None => Router::new().fallback(echo),
+        Some(portal) => portal.router().route("/api/{*path}", any(echo)),
+    };
     listener.set_nonblocking(true)?;
     let _runtime = assembly.runtime().enter();
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    assembly.runtime().spawn(async move { axum::serve(listener, Router::new().fallback(echo)).await });
+    assembly.runtime().spawn(async move { axum::serve(listener, router).await });
     Ok(())
+}
+
+/// The portal, where it is built.
+struct Portal {
+    dir: PathBuf,
+    /// What it asks for at first: where the proxy is, and whose pages there are.
+    settings: Value,
+}
+
+impl Portal {
+    /// What is built in `dir`, if anything is.
+    fn at(dir: &Path, proxy: SocketAddr, licenses: &[License]) -> Option<Self> {
+        let tenant = |license: &License| json!({ "name": *license.plan, "url": page_of(license, proxy) });
+        let settings = json!({
+            "baseUrl": "",
+            "headers": { "X-User-Role": "owner" },
+            "webSocketUrl": "/ws/license",
+            "tenants": licenses.iter().map(tenant).collect::<Vec<_>>(),
+        });
+        index_of(dir).is_file().then(|| Self { dir: dir.to_owned(), settings })
+    }
+
+    /// Its files, its settings, and its one page for every path that is no file: the page itself knows what to show there.
+    fn router(self) -> Router {
+        let files = ServeDir::new(&self.dir).fallback(ServeFile::new(index_of(&self.dir)));
+        let settings = self.settings;
+        let router = Router::new().route("/portal.json", get(async move || Json(settings))).fallback_service(files);
+        // It may be built anew, and be another on this port tomorrow.
+        router.layer(map_response(async |mut response: Response| {
+            response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+            response
+        }))
+    }
+}
+
+fn index_of(dir: &Path) -> PathBuf {
+    dir.join("index.html")
+}
+
+/// The page of a tenant: its host says whose it is.
+fn page_of(license: &License, proxy: SocketAddr) -> String {
+    format!("http://{}.localhost:{}/", license.tenant, proxy.port())
 }
 
 fn license_headers(headers: &HeaderMap) -> Map<String, Value> {
@@ -99,7 +156,7 @@ fn license_headers(headers: &HeaderMap) -> Map<String, Value> {
     ours.map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into())).collect()
 }
 
-fn guide(proxy: SocketAddr, ops: SocketAddr, licenses: &[License]) -> String {
+fn guide(proxy: SocketAddr, ops: SocketAddr, licenses: &[License], in_a_browser: &str) -> String {
     let mut text = format!(
         "dotmac-license-proxy demo: the proxy listens on http://{proxy}, before a stub backend. Ctrl-C ends it.\n\n\
          Tenants, one per plan:\n"
@@ -107,6 +164,8 @@ fn guide(proxy: SocketAddr, ops: SocketAddr, licenses: &[License]) -> String {
     for license in licenses {
         text += &format!("  {}  {:<13} {}\n", license.tenant, license.plan, license.features.joined());
     }
+    text += "\n";
+    text += in_a_browser;
     let with_crm = licenses.iter().find(|license| license.features.contains("crm"));
     let without_crm = licenses.iter().find(|license| !license.features.contains("crm"));
     if let (Some(with), Some(without)) = (with_crm, without_crm) {
@@ -132,4 +191,24 @@ fn guide(proxy: SocketAddr, ops: SocketAddr, licenses: &[License]) -> String {
         );
     }
     text
+}
+
+/// Where the portal's pages are, and what there is to see.
+fn pages(proxy: SocketAddr, licenses: &[License]) -> String {
+    let mut text = "In a browser, each tenant has a page of its own:\n".to_owned();
+    for license in licenses {
+        text += &format!("  {:<13} {}\n", license.plan, page_of(license, proxy));
+    }
+    text += "On the starter's Dashboard \"Look up customers\" is denied, with a 402 and a prompt. \"See plans\" leads to the upgrade.\n\
+             After it the same click is a 200, and CRM is in the navigation, without a reload. Start the demo again to begin anew.\n";
+    text
+}
+
+/// That there are no pages yet, and how they come about.
+fn no_pages(portal: &Path) -> String {
+    format!(
+        "For the same in a browser, build the portal (there is no {}), then run this again:\n  \
+           npm ci --prefix frontend && npm run build --prefix frontend\n",
+        index_of(portal).display()
+    )
 }

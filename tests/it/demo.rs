@@ -1,13 +1,19 @@
 //! `demo`, as a newcomer meets it: the lines it prints are pasted into a shell.
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use futures::StreamExt;
+use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::net::TcpStream;
+use tokio_tungstenite::client_async;
+use tokio_tungstenite::tungstenite::Error;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
 use crate::harness::process::{OnOrphaned, Process, free_port, server_dir};
+use crate::harness::{RawClient, RawResponse};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_dotmac-license-proxy");
 
@@ -80,6 +86,8 @@ async fn every_printed_line_works_when_pasted() {
     }
     let lines = curl_lines(&printed);
     assert_eq!(lines.len(), 8, "{printed}");
+    let hint = "npm ci --prefix frontend && npm run build --prefix frontend\n";
+    assert!(printed.contains(hint) && !printed.contains(".localhost"), "{printed}");
 
     let (status, body) = answer(lines[0]);
     assert_eq!((status.as_str(), &body["backend"]), ("200", &Value::from("stub")), "{body}");
@@ -143,4 +151,154 @@ async fn the_access_log_is_shown_on_request() {
     let line = stdout.lines().find(|line| line.starts_with('{')).expect("a line of the access log");
     let line: Value = serde_json::from_str(line).expect("JSON");
     assert_eq!((&line["status"], &line["decision"]), (&Value::from(402), &Value::from("denied")));
+}
+
+const STARTER: &str = "00000000-0000-4000-8000-000000000001";
+const INDEX: &str = "<!doctype html><title>portal</title>";
+const SCRIPT: &str = "console.log(1)";
+
+/// The demo with a portal that is built, and the folder of that, beside which lies what is nobody's business.
+async fn with_portal() -> (Demo, String, SocketAddr, TempDir) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let portal = dir.path().join("dist");
+    std::fs::create_dir_all(portal.join("assets")).expect("a directory");
+    for (name, text) in [("dist/index.html", INDEX), ("dist/assets/app-1a2b.js", SCRIPT), ("secret.txt", "secret")] {
+        std::fs::write(dir.path().join(name), text).expect("the directory is writable");
+    }
+    let (port, ops_port) = (free_port(), free_port().to_string());
+    let portal = portal.to_str().expect("UTF-8");
+    let (demo, printed) =
+        Demo::start(&["--port", &port.to_string(), "--ops-port", &ops_port, "--portal", portal]).await;
+    (demo, printed, SocketAddr::from(([127, 0, 0, 1], port)), dir)
+}
+
+/// A request to this host, which is this machine.
+async fn ask(proxy: SocketAddr, host: &str, line: &str, headers: &[(&str, &str)], body: &str) -> RawResponse {
+    let mut head = format!("{line} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n");
+    for (name, value) in headers {
+        head += &format!("{name}: {value}\r\n");
+    }
+    if !body.is_empty() {
+        head += &format!("Content-Length: {}\r\n", body.len());
+    }
+    let mut client = RawClient::connect(proxy).await;
+    client.send(format!("{head}\r\n{body}")).await.expect("sent");
+    client.response().await
+}
+
+#[tokio::test]
+async fn a_portal_that_is_built_is_served() {
+    let (demo, printed, proxy, _dir) = with_portal().await;
+    let port = proxy.port();
+    let host = format!("{STARTER}.localhost:{port}");
+    assert_eq!(curl_lines(&printed).len(), 8, "{printed}");
+    assert!(printed.contains("\nIn a browser, ") && !printed.contains("npm "), "{printed}");
+    let get = async |target: &str| ask(proxy, &host, &format!("GET {target}"), &[], "").await;
+    for target in ["/", "/index.html", "/crm", "/billing/upgrade?feature=crm", "/assets/gone.js", "/apis"] {
+        let answer = get(target).await;
+        let shown = (answer.status, answer.header("Content-Type"), answer.text());
+        assert_eq!(shown, (200, Some("text/html"), INDEX.to_owned()), "{target}");
+        assert_eq!(answer.header("Cache-Control"), Some("no-cache"));
+    }
+    let script = get("/assets/app-1a2b.js").await;
+    let shown = (script.status, script.header("Content-Type"), script.text());
+    assert_eq!(shown, (200, Some("text/javascript"), SCRIPT.to_owned()));
+
+    let settings = get("/portal.json").await;
+    let tenants = ["starter", "professional", "enterprise"].into_iter().enumerate().map(|(i, plan)| {
+        let url = format!("http://00000000-0000-4000-8000-00000000000{}.localhost:{port}/", i + 1);
+        assert!(printed.contains(&url), "{url}: {printed}");
+        json!({ "name": plan, "url": url })
+    });
+    let expected = json!({
+        "baseUrl": "",
+        "headers": { "X-User-Role": "owner" },
+        "webSocketUrl": "/ws/license",
+        "tenants": tenants.collect::<Vec<_>>(),
+    });
+    assert_eq!((settings.status, settings.header("Content-Type")), (200, Some("application/json")));
+    assert_eq!(settings.json(), expected);
+
+    for line in ["GET /api/v1/network/devices", "POST /api/v1/billing/x?y=1"] {
+        let echoed = ask(proxy, &host, line, &[("Content-Type", "application/json")], "").await;
+        assert_eq!((echoed.status, &echoed.json()["backend"]), (200, &json!("stub")), "{line}");
+    }
+    for target in [
+        "/../secret.txt",
+        "/..%2fsecret.txt",
+        "/..%2f..%2fetc/passwd",
+        "/%2e%2e/secret.txt",
+        "/%2e%2e/",
+        "/assets/../../secret.txt",
+        "/assets/..%2f..%2fsecret.txt",
+        "/assets/..%5c..%5csecret.txt",
+        "//etc/passwd",
+        "/%2fetc/passwd",
+        "/index.html%00",
+    ] {
+        let answer = get(target).await;
+        let is_ours = answer.text() == INDEX || (400..500).contains(&answer.status);
+        assert!(is_ours && !answer.text().contains("root:"), "{target}: {} {}", answer.status, answer.text());
+    }
+    demo.interrupt().await;
+}
+
+/// Browsers can't set headers on a WebSocket, and need not: the host says whose page it is, and `Origin` that it is one.
+#[tokio::test]
+async fn a_tenants_page_is_its_own_host() {
+    let (demo, _, proxy, _dir) = with_portal().await;
+    let port = proxy.port();
+    let host = format!("{STARTER}.localhost:{port}");
+    let (own, evil) = (format!("http://{host}"), format!("http://evil.localhost:{port}"));
+    let crm = "GET /api/v1/crm/customers";
+    let denied = ask(proxy, &host, crm, &[], "").await;
+    assert_eq!((denied.status, &denied.json()["required_plan"]), (402, &json!("professional")));
+    let elsewhere = format!("127.0.0.1:{port}");
+    for (host, headers, status) in [
+        (&*elsewhere, vec![], 401),
+        (&elsewhere, vec![("X-Tenant-ID", STARTER)], 402),
+        (&elsewhere, vec![("X-Tenant-ID", "00000000-0000-4000-8000-000000000002")], 200),
+        (&host, vec![("X-Tenant-ID", "00000000-0000-4000-8000-000000000002")], 400),
+        ("localhost", vec![], 401),
+        ("www.localhost", vec![], 400),
+    ] {
+        assert_eq!(ask(proxy, host, crm, &headers, "").await.status, status, "{host} {headers:?}");
+    }
+
+    let open = async |origin: Option<&str>| {
+        let mut request = format!("ws://{host}/ws/license").into_client_request().expect("a URL");
+        if let Some(origin) = origin {
+            request.headers_mut().insert("Origin", origin.parse().expect("a header"));
+        }
+        client_async(request, TcpStream::connect(proxy).await.expect("it listens")).await
+    };
+    let (mut socket, _) = open(Some(&own)).await.expect("101");
+    for origin in [&*evil, "http://127.0.0.1", "null"] {
+        let Err(Error::Http(refused)) = open(Some(origin)).await else { panic!("{origin} is let in") };
+        assert_eq!(refused.status(), 403, "{origin}");
+    }
+
+    let upgrade = async |headers: &[(&str, &str)]| {
+        let headers = [headers, &[("Content-Type", "application/json")]].concat();
+        ask(proxy, &host, "POST /api/v1/license/upgrade", &headers, r#"{"new_plan":"professional"}"#).await
+    };
+    let role = ("X-User-Role", "owner");
+    for (headers, reason) in [
+        (vec![role, ("Origin", &*evil)], "origin_not_allowed"),
+        (vec![role, ("Origin", "null")], "origin_not_allowed"),
+        (vec![("Origin", &*own)], "not_allowed"),
+    ] {
+        let refused = upgrade(&headers).await;
+        assert_eq!((refused.status, &refused.json()["reason"]), (403, &json!(reason)), "{headers:?}");
+    }
+    let sold = upgrade(&[role, ("Origin", &own)]).await;
+    assert_eq!((sold.status, &sold.json()["planTier"]), (200, &json!("professional")), "{}", sold.text());
+    for (kind, plan) in [("license", "starter"), ("license_updated", "professional")] {
+        let message = socket.next().await.expect("open").expect("a message").into_text().expect("text");
+        let message: Value = serde_json::from_str(&message).expect("JSON");
+        assert_eq!((&message["type"], &message["license"]["planTier"]), (&json!(kind), &json!(plan)));
+    }
+    assert_eq!(ask(proxy, &host, crm, &[], "").await.status, 200);
+    drop(socket);
+    demo.interrupt().await;
 }

@@ -12,6 +12,9 @@ use crate::tenant::{InvalidTenantId, TenantId};
 /// What stands for the tenant.
 const PLACEHOLDER: &str = "{tenant}";
 
+/// The one domain of a single label: browsers take every name below it for their own machine (RFC 6761 section 6.3).
+const LOCALHOST: &str = "localhost";
+
 /// A pattern of host names, `{tenant}.isp.example.com`: the tenant's UUID is the first label, a domain follows.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HostPattern {
@@ -72,8 +75,8 @@ impl FromStr for HostPattern {
         if !is_host_name(name) || name.parse::<Ipv4Addr>().is_ok() {
             return wrong("its domain is no name");
         }
-        if !name.contains('.') {
-            return wrong("its domain must have two labels at least");
+        if !name.contains('.') && name != LOCALHOST {
+            return wrong("its domain must have two labels at least, or be localhost");
         }
         Ok(Self { domain: domain.to_ascii_lowercase().into() })
     }
@@ -85,7 +88,7 @@ impl fmt::Display for HostPattern {
     }
 }
 
-text_type!(HostPattern, pattern: "^\\{tenant\\}(\\.[A-Za-z0-9_-]+){2,}$", examples: ["{tenant}.isp.example.com"]);
+text_type!(HostPattern, pattern: "^\\{tenant\\}((\\.[A-Za-z0-9_-]+){2,}|\\.localhost)$", examples: ["{tenant}.isp.example.com"]);
 
 #[cfg(test)]
 mod tests {
@@ -99,6 +102,8 @@ mod tests {
             ("{tenant}.isp.example.com", "{tenant}.isp.example.com"),
             ("{tenant}.Example.COM", "{tenant}.example.com"),
             ("{tenant}.app_1.internal", "{tenant}.app_1.internal"),
+            ("{tenant}.localhost", "{tenant}.localhost"),
+            ("{tenant}.app.localhost", "{tenant}.app.localhost"),
         ] {
             assert_eq!(text.parse::<HostPattern>().map(|pattern| pattern.to_string()).as_deref(), Ok(expected));
         }
@@ -109,6 +114,9 @@ mod tests {
             "{tenant}.",
             "{tenant}.com",
             "{tenant}.com.",
+            "{tenant}.localhost.",
+            "{tenant}.localhost:8080",
+            "{tenant}localhost",
             "{tenant}.example.com.",
             "{tenant}.example.com:8080",
             "{tenant}-x.example.com",
