@@ -199,8 +199,9 @@ fn pages(proxy: SocketAddr, licenses: &[License]) -> String {
     for license in licenses {
         text += &format!("  {:<13} {}\n", license.plan, page_of(license, proxy));
     }
-    text += "On the starter's Dashboard \"Look up customers\" is denied, with a 402 and a prompt. \"See plans\" leads to the upgrade.\n\
-             After it the same click is a 200, and CRM is in the navigation, without a reload. Start the demo again to begin anew.\n";
+    text += "On the starter's Dashboard \"Look up customers\" is denied, with a 402 and a prompt. \"See plans with CRM\" leads to the\n\
+             upgrade. After it the same click is a 200, and CRM is in the navigation, without a reload. Start the demo again to\n\
+             begin anew.\n";
     text
 }
 

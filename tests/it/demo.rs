@@ -12,8 +12,9 @@ use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::Error;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
+use crate::frontend;
 use crate::harness::process::{OnOrphaned, Process, free_port, server_dir};
-use crate::harness::{RawClient, RawResponse};
+use crate::harness::{Browser, RawClient, RawResponse};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_dotmac-license-proxy");
 
@@ -300,5 +301,41 @@ async fn a_tenants_page_is_its_own_host() {
     }
     assert_eq!(ask(proxy, &host, crm, &[], "").await.status, 200);
     drop(socket);
+    demo.interrupt().await;
+}
+
+/// The real portal, as a newcomer meets it: 402, the prompt, the upgrade, 200.
+#[tokio::test]
+async fn a_newcomer_clicks_through_it_in_a_browser() {
+    const LIMIT: Duration = Duration::from_secs(20);
+    let portal = frontend::dist().display().to_string();
+    let port = free_port().to_string();
+    let (demo, printed) = Demo::start(&["--port", &port, "--ops-port", "0", "--portal", &portal]).await;
+    let browser = Browser::start().await;
+    let tab = browser.tab().await;
+    // Without a tenant there is a choice of them.
+    tab.goto(&format!("http://127.0.0.1:{port}/")).await;
+    tab.wait_for_text("Who are you?").await;
+    for plan in ["starter", "professional", "enterprise"] {
+        assert_eq!(tab.count("link", &format!("Go on as the tenant with the plan {plan}")).await, 1);
+    }
+    assert!(tab.accessibility().await.is_empty());
+    tab.click("link", "Go on as the tenant with the plan starter").await;
+    tab.wait_for_text("Plan: starter").await;
+    assert!(printed.contains(&tab.url().await), "{printed}");
+    tab.wait_until("() => document.querySelector('.plan').dataset.connection === 'live'", (), LIMIT).await;
+    tab.evaluate("() => { window.here = true; }", ()).await;
+    assert_eq!(tab.count("link", "CRM").await, 0);
+    tab.click("button", "Look up customers").await;
+    tab.wait_for_text("/api/v1/crm/customers → 402").await;
+    tab.click("link", "See plans with CRM").await;
+    tab.click("button", "Change to professional").await;
+    tab.wait_for_text("Your plan is professional now.").await;
+    tab.click("link", "Dashboard").await;
+    tab.click("button", "Look up customers").await;
+    tab.wait_for_text("/api/v1/crm/customers → 200").await;
+    assert_eq!(tab.count("link", "CRM").await, 1);
+    assert_eq!(tab.evaluate("() => window.here", ()).await, true, "the page was loaded again");
+    drop(browser);
     demo.interrupt().await;
 }

@@ -20,6 +20,7 @@ mod failures;
 mod faults;
 mod forwarding;
 mod framing;
+mod frontend;
 mod harness;
 mod harness_selftest;
 mod harness_selftest_browser;

@@ -64,12 +64,15 @@ fn is_beside_the_code(name: &str) -> bool {
     candidates.iter().any(|file| std::fs::read_to_string(source.join(file)).is_ok_and(|text| is_test(&text)))
 }
 
-/// Whether it is a file that `scripts/test` runs beside this binary: a program, or the chart's tests.
+/// Whether it is a file that `scripts/test` runs beside this binary: a program, or tests of the chart or the frontend.
 fn is_run_beside(name: &str) -> bool {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let steps = std::fs::read_to_string(root.join("scripts/test")).expect("the script");
     let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
-    let is_a_step = steps.contains(&format!("&& {name}\n")) || steps.contains(&format!("--start-directory {folder}\n"));
+    let is_of_frontend = folder.starts_with("frontend/") && name.contains(".test.ts") && steps.contains("&& npm test ");
+    let is_a_step = steps.contains(&format!("&& {name}\n"))
+        || steps.contains(&format!("--start-directory {folder}\n"))
+        || is_of_frontend;
     !folder.is_empty() && root.join(name).is_file() && is_a_step
 }
 

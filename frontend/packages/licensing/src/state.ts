@@ -90,7 +90,8 @@ export function featuresAt({ license, endsAt }: Told, now: number): ReadonlySet<
 
 /** When the licence should be looked at again though nobody says so, by the proxy's clock: it ends then, or begins. */
 export function nextTurn({ license, endsAt }: Told, now: number): number | null {
-  const begins = license?.validFrom ? Date.parse(license.validFrom) : null;
+  // Where something passes, it has begun, whatever the clocks say.
+  const begins = license?.validFrom && granted(license).size === 0 ? Date.parse(license.validFrom) : null;
   const turns = [begins, endsAt].filter((turn) => turn !== null && turn > now) as number[];
   return turns.length === 0 ? null : Math.min(...turns);
 }

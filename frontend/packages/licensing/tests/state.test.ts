@@ -43,7 +43,8 @@ describe("what passes", () => {
 
 it.each<[string, Partial<License>, number | null]>([
   ["nothing to come", {}, null],
-  ["it begins", { validFrom: at(2), validUntil: at(5) }, 2],
+  ["it begins", { validFrom: at(2), validUntil: at(5), features: {} }, 2],
+  ["it has begun by another clock", { validFrom: at(2), validUntil: at(5) }, 5],
   ["it ends", { validUntil: at(5) }, 5],
   ["its grace ends", { validUntil: at(5), graceUntil: at(9) }, 9],
   ["it has ended", { validUntil: at(-5), features: {} }, null],
