@@ -37,8 +37,12 @@ export function useAnnouncements() {
 }
 
 export function Announcer({ spoken }: { readonly spoken: readonly Spoken[] }): ReactElement {
+  // Several gates of one feature have one thing to say.
+  const isFirst = ({ text, urgency }: Spoken, index: number) =>
+    spoken.findIndex((other) => other.text === text && other.urgency === urgency) === index;
+  const unique = spoken.filter(isFirst);
   const said = (urgency: Urgency) =>
-    spoken.filter((one) => one.urgency === urgency).map(({ id, text }) => <p key={id}>{text}</p>);
+    unique.filter((one) => one.urgency === urgency).map(({ id, text }) => <p key={id}>{text}</p>);
   return (
     <>
       <div role="status" aria-live="polite" style={HIDDEN}>

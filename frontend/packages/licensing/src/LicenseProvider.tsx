@@ -1,10 +1,23 @@
 "use client";
 
-import { type ReactElement, type ReactNode, useCallback, useEffect, useMemo, useState } from "react";
+import {
+  type ReactElement,
+  type ReactNode,
+  useCallback,
+  useEffect,
+  useInsertionEffect,
+  useMemo,
+  useState,
+} from "react";
 import { Announcer, useAnnouncements } from "./Announcer.js";
-import { LicenseClient, type LicenseOptions } from "./client.js";
+import type { LicenseOptions } from "./api.js";
+import { LicenseClient } from "./client.js";
 import { LicenseContext, type LinkComponent } from "./context.js";
 import { labelOf } from "./labels.js";
+import { webUrl } from "./urls.js";
+
+/** The proxy's own default. */
+const DEFAULT_UPGRADE_URL = "/billing/upgrade?feature={feature}";
 
 export interface LicenseProviderProps extends LicenseOptions {
   readonly children?: ReactNode;
@@ -23,12 +36,12 @@ export interface LicenseProviderProps extends LicenseOptions {
  * token alone says who the tenant is, give the provider a `key` that changes with it.
  */
 export function LicenseProvider(props: LicenseProviderProps): ReactElement {
-  const { children, labels, linkComponent = "a", upgradeUrl = "/billing/upgrade?feature={feature}" } = props;
+  const { children, labels, linkComponent = "a", upgradeUrl = DEFAULT_UPGRADE_URL } = props;
   const client = useClient(props);
   const { announce, spoken } = useAnnouncements();
   const label = useCallback((name: string) => labelOf(name, labels), [labels]);
   const provided = useMemo(
-    () => ({ client, upgradeUrl, label, Link: linkComponent, announce }),
+    () => ({ client, upgradeUrl: webUrl(upgradeUrl) ?? DEFAULT_UPGRADE_URL, label, Link: linkComponent, announce }),
     [client, upgradeUrl, label, linkComponent, announce],
   );
   return (
@@ -41,19 +54,24 @@ export function LicenseProvider(props: LicenseProviderProps): ReactElement {
 
 /** The client for this API and tenant: another one when they change. */
 function useClient(options: LicenseOptions): LicenseClient {
-  const { baseUrl, licensePath, webSocketUrl, tenantId, tenantHeader } = options;
-  const identity = JSON.stringify([baseUrl, licensePath, webSocketUrl, tenantId, tenantHeader]);
-  const [held, hold] = useState(() => ({
-    identity,
-    client: new LicenseClient(options),
-  }));
+  const { baseUrl, licensePath, webSocketUrl, tenantId, tenantHeader, initialLicense } = options;
+  const identity = JSON.stringify([
+    baseUrl,
+    licensePath,
+    webSocketUrl ?? webSocketUrl === null,
+    tenantId,
+    tenantHeader,
+  ]);
+  const given = JSON.stringify(initialLicense);
+  const [held, hold] = useState(() => ({ identity, given, client: new LicenseClient(options) }));
   let { client } = held;
   if (held.identity !== identity) {
-    // Before anything is rendered: nobody sees what another tenant has.
-    client = new LicenseClient(options);
-    hold({ identity, client });
+    // Before anything is rendered: nobody sees what another tenant has, by what it was given at the start neither.
+    client = new LicenseClient(given === held.given ? { ...options, initialLicense: undefined } : options);
+    hold({ identity, given, client });
   }
-  useEffect(() => client.configure(options));
+  // Before the effects of what is rendered, which may ask.
+  useInsertionEffect(() => client.configure(options));
   useEffect(() => client.start(), [client]);
   return client;
 }

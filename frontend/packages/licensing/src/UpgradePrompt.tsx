@@ -3,10 +3,14 @@
 import { type MouseEventHandler, type ReactElement, type ReactNode, useEffect, useId } from "react";
 import { type Urgency, useProvided } from "./context.js";
 import type { PaymentRequiredError } from "./errors.js";
-import { useLicenseState, useOffer, useUsage } from "./hooks.js";
+import { useFeature, useLicenseState, useOffer, useUsage } from "./hooks.js";
 import { listed } from "./labels.js";
-import { endOf, type LicenseState } from "./state.js";
+import { endOf, type Standing } from "./state.js";
 import type { DenialReason } from "./types.js";
+import { isOwnPath } from "./urls.js";
+
+/** How long the plans are waited for before it is said, in milliseconds: nobody wants to hear it twice. */
+const SPEAKS_AFTER_MS = 500;
 
 /** What a prompt says, for those who render it themselves. */
 export interface PromptContent {
@@ -50,13 +54,23 @@ export function UpgradePrompt(props: UpgradePromptProps): ReactElement {
   const { announce } = provided;
   const { title, text, upgradeUrl, onFollow } = content;
   // A router leads to the application's own pages only.
-  const Link = /^\/(?!\/)/.test(upgradeUrl) ? provided.Link : "a";
+  const Link = isOwnPath(upgradeUrl) ? provided.Link : "a";
   const id = useId();
-  useEffect(() => announce(`${title}. ${text}`, urgency), [announce, title, text, urgency]);
+  const pause = denial ? 0 : SPEAKS_AFTER_MS;
+  useEffect(() => {
+    let takeBack = () => {};
+    const timer = setTimeout(() => {
+      takeBack = announce(`${title}. ${text}`, urgency);
+    }, pause);
+    return () => {
+      clearTimeout(timer);
+      takeBack();
+    };
+  }, [announce, title, text, urgency, pause]);
   if (props.children) return <>{props.children(content)}</>;
   const Heading = `h${headingLevel}` as const;
   return (
-    <section className={className} aria-labelledby={id} data-feature={feature} data-reason={content.reason}>
+    <article className={className} aria-labelledby={id} data-feature={feature} data-reason={content.reason}>
       <Heading id={id}>{title}</Heading>
       <p>{text}</p>
       <Link href={upgradeUrl} className="dotmac-upgrade-link" onClick={onFollow} onAuxClick={middle(onFollow)}>
@@ -67,15 +81,17 @@ export function UpgradePrompt(props: UpgradePromptProps): ReactElement {
           Not now
         </button>
       )}
-    </section>
+    </article>
   );
 }
 
 function useContent(feature: string, denial: PaymentRequiredError | undefined): PromptContent {
   const { client, label } = useProvided("UpgradePrompt");
   const license = useLicenseState("UpgradePrompt", ({ license }) => license);
+  const standing = useLicenseState("UpgradePrompt", ({ standing }) => standing);
+  const hasFeature = useFeature(feature);
   const { limit } = useUsage(feature);
-  const reason = denial?.reason ?? reasonOf(license, feature, client.now());
+  const reason = denial?.reason ?? reasonOf(standing, hasFeature);
   const above = reason === "usage_limit_exceeded" ? (denial?.limit ?? limit) : null;
   const offer = useOffer(feature, above);
   const plans = denial ? denial.availableIn : offer.plans.map(({ name }) => name);
@@ -108,12 +124,17 @@ function useContent(feature: string, denial: PaymentRequiredError | undefined): 
 }
 
 /** Why the gate would refuse a request for the feature now. */
-function reasonOf(license: LicenseState["license"], feature: string, now: number): DenialReason {
-  if (license === null) return "no_license";
-  const end = endOf(license);
-  if (end !== null && end <= now) return "license_expired";
-  if (license.validFrom !== null && Date.parse(license.validFrom) > now) return "license_not_yet_valid";
-  return license.features[feature] === true ? "usage_limit_exceeded" : "feature_not_in_plan";
+function reasonOf(standing: Standing, hasFeature: boolean): DenialReason {
+  switch (standing) {
+    case "none":
+      return "no_license";
+    case "ended":
+      return "license_expired";
+    case "not_begun":
+      return "license_not_yet_valid";
+    case "valid":
+      return hasFeature ? "usage_limit_exceeded" : "feature_not_in_plan";
+  }
 }
 
 interface Facts {

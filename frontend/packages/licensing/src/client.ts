@@ -3,55 +3,29 @@
  * nothing of React, and touches nothing of a browser before `start`.
  */
 
+import { type Answer, LicenseApi, type LicenseOptions, refused } from "./api.js";
+import { backoff } from "./backoff.js";
 import { ServerClock } from "./clock.js";
 import { LicenseError, PaymentRequiredError } from "./errors.js";
 import { DENIED_EVENT, REFRESH_EVENT } from "./events.js";
-import { isObject, parse, readLicense, readMessage, readOffers } from "./read.js";
+import { isObject, readLicense, readMessage, readOffers } from "./read.js";
 import { ReconnectingSocket } from "./socket.js";
 import {
-  type Connection,
-  featuresAt,
-  INITIAL,
+  featuresNow,
+  initialState,
+  isBehind,
+  isDisputed,
+  isSettled,
+  type Known,
   type LicenseState,
   nextTurn,
   SETTLING_MS,
+  standingNow,
   stillDenied,
-  supersedes,
-  type Told,
-  told,
   withUsage,
 } from "./state.js";
 import { Tabs } from "./tabs.js";
-import type { License, Offers, WebSocketMessage } from "./types.js";
-
-/** Where the licence API is, and who asks there. */
-export interface LicenseOptions {
-  /** The origin of the API, such as `https://api.example.com`. Default: that of the page. */
-  readonly baseUrl?: string | undefined;
-  /** One of `api.paths` of the proxy's configuration. Default: `/license`. */
-  readonly licensePath?: string | undefined;
-  /**
-   * One of `api.websocket`: a path below `baseUrl`, or a URL. null: no WebSocket; the licence is asked for every half minute.
-   * Default: `/ws/license`.
-   */
-  readonly webSocketUrl?: string | null | undefined;
-  /** The tenant, where the page says it by a header. A WebSocket can't: there a cookie or `token` does. */
-  readonly tenantId?: string | undefined;
-  /** The header for it. Default: `X-Tenant-ID`. */
-  readonly tenantHeader?: string | undefined;
-  /** A signed token: sent as `Authorization: Bearer`, and as a subprotocol of the WebSocket. Asked for anew each time. */
-  readonly token?: (() => string | null | Promise<string | null>) | string | null | undefined;
-  /** Further headers of each request. */
-  readonly headers?: (() => HeadersInit) | HeadersInit | undefined;
-  /** Whether cookies are sent to another origin. Default: `same-origin`. */
-  readonly credentials?: RequestCredentials | undefined;
-  /** Default: the one that is there. */
-  readonly fetch?: typeof globalThis.fetch | undefined;
-  /** Default: the one that is there. */
-  readonly WebSocket?: typeof globalThis.WebSocket | undefined;
-  /** The licence that a server has asked for already: what is rendered before the first answer. */
-  readonly initialLicense?: License | undefined;
-}
+import type { License, Offers, ThresholdMessage } from "./types.js";
 
 /** What became of an upgrade. */
 export type UpgradeResult =
@@ -60,24 +34,25 @@ export type UpgradeResult =
   /** It is written down that it is wanted; billing applies it. */
   | { readonly status: "requested" };
 
-/** How long an answer is waited for. */
-const ANSWER_WITHIN_MS = 10_000;
-
 /** How often the licence is asked for where there is no WebSocket at all. */
 const POLL_EVERY_MS = 30_000;
 
-/** After how long without a word it is asked for although a WebSocket is open. */
+/** After how long without asking it is asked for although a WebSocket is open. */
 const REVALIDATE_AFTER_MS = 5 * 60_000;
 
 /** How old what is known may be when somebody comes back to the tab. */
 const FRESH_FOR_MS = 10_000;
 
+/** How soon it is asked for again, whoever has reason to. */
+const ASK_EVERY_MS = 1000;
+
+/** How long an open WebSocket may take to tell what others have told, and how long to tell anything. */
+const TELLS_WITHIN_MS = SETTLING_MS;
+const BEGINS_WITHIN_MS = 10_000;
+
 /** How often the tab looks at its clock, and after what leap of it it must have been asleep. Hidden tabs look once a minute. */
 const TICK_MS = 10_000;
 const ASLEEP_AFTER_MS = 130_000;
-
-/** After how long an upgrade is asked for once more whose outcome is not known. */
-const UPGRADE_AGAIN_AFTER_MS = 1000;
 
 /** A timer can't be set for longer. */
 const LONGEST_TIMER_MS = 2 ** 31 - 1;
@@ -85,47 +60,53 @@ const LONGEST_TIMER_MS = 2 ** 31 - 1;
 /** How long what is for sale is not asked for again. */
 const OFFERS_FRESH_FOR_MS = 5 * 60_000;
 
+type Timer = "turn" | "recheck" | "doubt" | "soon" | "retry";
+
 export class LicenseClient {
-  #options: LicenseOptions;
-  #state: LicenseState = INITIAL;
-  readonly #listeners = new Set<() => void>();
+  /** The state before anything was heard: what a server renders, and a browser while it takes that over. */
+  readonly initial: LicenseState;
+  readonly #api: LicenseApi;
   readonly #clock = new ServerClock();
-  #told: Told | null = null;
-  /** The last revision that the open WebSocket has told; null: nothing yet, or that there is no licence. */
-  #toldBySocket: number | null | undefined;
+  readonly #listeners = new Set<() => void>();
+  readonly #timers = new Map<Timer, ReturnType<typeof setTimeout>>();
+  #state: LicenseState;
+  #known: Known | null = null;
   /** The document that was asked for last, by the tag it came with. */
   #tagged: { readonly tag: string; readonly license: License } | null = null;
+  #isRunning = false;
+  #cleanUp: (() => void)[] = [];
+  #socket: ReconnectingSocket | null = null;
+  /** Whether the open WebSocket has told what is known, so that whatever it tells next is later. */
+  #socketKnows = false;
+  #tabs: Tabs | null = null;
   #asking: Promise<void> | null = null;
   /** Settled by the request after the one that is under way. */
   #askingNext: Promise<void> | null = null;
-  #running = 0;
-  #cleanUp: (() => void)[] = [];
-  #socket: ReconnectingSocket | null = null;
-  #tabs: Tabs | null = null;
-  #turn: ReturnType<typeof setTimeout> | undefined;
-  #settling: ReturnType<typeof setTimeout> | undefined;
-  /** When a limit begins to be counted anew that is known to be used up, by the proxy's clock. */
-  #resetsAt: number | null = null;
-  /** Headers as they were sent last, for the request that can't wait: the page is about to be left. */
-  #lastHeaders: Headers | null = null;
-  #offersAskedAt: number | null = null;
-  /** The state before anything was heard: what a server renders, and a browser while it takes that over. */
-  readonly initial: LicenseState;
+  /** Gives up the request that is under way. */
+  #leave = new AbortController();
+  #askedAt = Number.NEGATIVE_INFINITY;
+  /** How many answers in a row were none. */
+  #failed = 0;
+  #deniedAt = 0;
+  /** When limits begin to be counted anew that are known to be used up, by the proxy's clock. */
+  readonly #resets = new Set<number>();
+  /** When the clock changes something, by that of the proxy. */
+  #turnsAt = Infinity;
+  #offersAskedAt = Number.NEGATIVE_INFINITY;
 
   constructor(options: LicenseOptions) {
-    this.#options = options;
-    if (options.initialLicense) this.#accept(options.initialLicense);
-    this.initial = this.#state;
-  }
-
-  /** Now, by the proxy's clock as far as it is known. */
-  now(): number {
-    return this.#clock.now();
+    const { initialLicense: given } = options;
+    const license = given ? readLicense(given) : given;
+    this.#api = new LicenseApi(options);
+    this.initial = this.#state = initialState(license);
+    // Told nobody knows when, and so before anything else.
+    if (license !== undefined)
+      this.#known = { license, revision: license?.revision ?? 0, at: Number.NEGATIVE_INFINITY };
   }
 
   /** Other functions, tokens and headers from now on. What identifies API and tenant stays. */
   configure(options: LicenseOptions): void {
-    this.#options = options;
+    this.#api.configure(options);
   }
 
   subscribe = (listener: () => void): (() => void) => {
@@ -137,16 +118,16 @@ export class LicenseClient {
 
   /** Begin; what is returned ends it. May be begun again. */
   start(): () => void {
-    this.#running += 1;
-    const run = this.#running;
+    this.#stop();
+    this.#isRunning = true;
+    this.#leave = new AbortController();
     this.#listen();
-    this.#setTurn();
-    if (this.#options.webSocketUrl === null || this.#webSocket() === undefined) this.#poll();
+    this.#reckon();
+    if (this.#api.webSocket === undefined) this.#poll();
     else this.#openSocket();
-    void this.#ask();
-    return () => {
-      if (run === this.#running) this.#stop();
-    };
+    // Of an earlier start something may be under way, which was given up.
+    void this.#askAnew();
+    return () => this.#stop();
   }
 
   /** Ask for the licence now. Settles when there is an answer to a request that began after this call, whatever it is. */
@@ -157,72 +138,50 @@ export class LicenseClient {
 
   /** Buy another plan. Rejects with a `LicenseError` if it is refused. */
   upgrade = async (plan: string): Promise<UpgradeResult> => {
-    const key = idempotencyKey();
-    const request = () =>
-      this.#request("/upgrade", {
-        method: "POST",
-        body: JSON.stringify({ new_plan: plan }),
-        headers: { "Content-Type": "application/json", "Idempotency-Key": key },
-      });
-    const askedAt = Date.now();
-    let response = await request().catch(() => null);
-    if (response === null || response.status === 503) {
+    const headers = { "Content-Type": "application/json", "Idempotency-Key": idempotencyKey() };
+    const request = { method: "POST", body: JSON.stringify({ new_plan: plan }), headers };
+    let answer = await this.#api.ask("/upgrade", request).catch(() => null);
+    if (answer === null || answer.status === 503) {
       // It may have been made or not: the same key tells, and buys nothing twice.
-      await new Promise((resolve) => setTimeout(resolve, UPGRADE_AGAIN_AFTER_MS));
-      response = await request();
+      await new Promise((resolve) => setTimeout(resolve, ASK_EVERY_MS));
+      answer = await this.#api.ask("/upgrade", request);
     }
-    const body = parse(await response.text());
-    if (response.status === 202) return { status: "requested" };
-    const license = response.ok ? readLicense(body) : undefined;
-    if (license === undefined) throw refused(response, body);
-    this.#hear(license, askedAt);
-    this.#tabs?.tell(license.revision, false);
+    if (answer.status === 202) return { status: "requested" };
+    const license = answer.status === 200 ? readLicense(answer.body) : undefined;
+    if (license === undefined) throw refused(answer);
+    this.#hear(license, answer.askedAt);
+    this.#tellTabs(license);
     return { status: "applied", license };
   };
 
   /** Say that a person follows the way to an upgrade, though the page be left at the same moment. Never fails. */
-  clicked = (feature: string): void => {
-    const send = (headers: Headers) => {
-      headers.set("Content-Type", "application/json");
-      const body = JSON.stringify({ feature });
-      return this.#send("/upgrade-click", {
-        method: "POST",
-        keepalive: true,
-        headers,
-        body,
-      });
-    };
-    const sent = this.#lastHeaders ? send(new Headers(this.#lastHeaders)) : this.#headers().then(send);
-    sent.catch(() => {});
-  };
+  clicked = (feature: string): void => this.#api.beacon("/upgrade-click", JSON.stringify({ feature }));
 
   /** Ask what is for sale, unless that is known. Never fails: `offers` stays as it is. */
   loadOffers = async (): Promise<void> => {
     const now = Date.now();
-    if (this.#offersAskedAt !== null && now - this.#offersAskedAt < OFFERS_FRESH_FOR_MS) return;
+    if (now - this.#offersAskedAt < OFFERS_FRESH_FOR_MS) return;
     this.#offersAskedAt = now;
-    try {
-      const response = await this.#request("/plans", {});
-      const offers = response.ok ? readOffers(parse(await response.text())) : undefined;
-      if (offers && !same(offers, this.#state.offers)) this.#set({ offers });
-    } catch {
-      // Next time.
-      this.#offersAskedAt = null;
-    }
+    const answer = await this.#api.ask("/plans").catch(() => null);
+    const offers = answer?.status === 200 ? readOffers(answer.body) : undefined;
+    if (offers && !same(offers, this.#state.offers)) this.#set({ offers });
+    // Who asks next time may have more luck.
+    if (answer === null || answer.status >= 500) this.#offersAskedAt = Number.NEGATIVE_INFINITY;
   };
 
   /** A call was refused: what the page shows is out of date, or its user has met a limit. */
   denied = (denial: PaymentRequiredError): void => {
+    this.#deniedAt = Date.now();
     this.#set({ denial });
-    if (denial.resetsAt) this.#setReset(denial.resetsAt.getTime());
+    if (denial.resetsAt) this.#expectReset(denial.resetsAt.getTime());
     this.#tabs?.tell(this.#revision(), true);
-    void this.#askAnew();
+    this.#askSoon();
+    // The first answer may come from a replica that has not heard yet.
+    this.#recheck();
   };
 
   /** The denial was seen. */
-  dismiss = (): void => {
-    if (this.#state.denial !== null) this.#set({ denial: null });
-  };
+  dismiss = (): void => this.#set({ denial: null });
 
   // What happens around the page.
 
@@ -240,19 +199,25 @@ export class LicenseClient {
         const denial = (event as CustomEvent).detail;
         if (denial instanceof PaymentRequiredError) this.denied(denial);
       });
-      on(window, "online", () => this.#wake(true));
-      on(window, "focus", () => this.#wake(false));
-      on(window, "pageshow", (event) => this.#wake((event as PageTransitionEvent).persisted));
-    }
-    if (typeof document !== "undefined") {
-      on(document, "resume", () => this.#wake(true));
-      on(document, "visibilitychange", () => {
-        if (document.visibilityState === "visible") this.#wake(false);
+      on(window, "online", () => this.#comeBack());
+      on(window, "focus", () => this.#lookAgain());
+      // A page that may be shown again as it was must hold no connection meanwhile.
+      on(window, "pagehide", (event) => {
+        if ((event as PageTransitionEvent).persisted) this.#socket?.close();
+      });
+      on(window, "pageshow", (event) => {
+        if ((event as PageTransitionEvent).persisted) this.#comeBack();
       });
     }
-    this.#tabs = new Tabs(`${this.#base()}${this.#path()} ${this.#options.tenantId ?? ""}`, (revision, doubtful) => {
+    if (typeof document !== "undefined") {
+      on(document, "resume", () => this.#comeBack());
+      on(document, "visibilitychange", () => {
+        if (document.visibilityState === "visible") this.#lookAgain();
+      });
+    }
+    this.#tabs = new Tabs(this.#api.topic, (revision, doubtful) => {
       // Where a WebSocket is open, it tells.
-      if (doubtful || (!this.#socket?.isOpen && revision > this.#revision())) void this.#askAnew();
+      if (doubtful || (!this.#socket?.isOpen && revision > this.#revision())) this.#askSoon();
     });
     let lastTick = Date.now();
     const ticks = setInterval(() => {
@@ -264,112 +229,114 @@ export class LicenseClient {
   }
 
   #stop(): void {
+    this.#isRunning = false;
     for (const cleanUp of this.#cleanUp.splice(0)) cleanUp();
-    clearTimeout(this.#turn);
-    clearTimeout(this.#settling);
+    for (const timer of this.#timers.values()) clearTimeout(timer);
+    this.#timers.clear();
+    this.#leave.abort();
     this.#socket?.close();
     this.#socket = null;
-    this.#toldBySocket = undefined;
     this.#tabs?.close();
     this.#tabs = null;
-    this.#setConnection("idle");
+    this.#set({ connection: "idle" });
   }
 
-  get #isRunning(): boolean {
-    return this.#tabs !== null;
-  }
-
-  /** Somebody is here again. `certainly`: after a gap in which anything may have happened. */
-  #wake(certainly: boolean): void {
+  /** Somebody looks at the tab again. */
+  #lookAgain(): void {
     this.#reckon();
     this.#socket?.wake();
-    const age = Date.now() - (this.#told?.at ?? 0);
-    if (certainly || age > FRESH_FOR_MS) void this.#ask();
+    if (Date.now() - this.#askedAt > FRESH_FOR_MS) void this.#ask();
+  }
+
+  /** The page, the machine or the network was away, and anything may have happened meanwhile. */
+  #comeBack(): void {
+    this.#reckon();
+    this.#socket?.wake();
+    // What was asked before may never be answered.
+    this.#leave.abort();
+    this.#leave = new AbortController();
+    void this.#askAnew();
   }
 
   #tick(passedMs: number): void {
-    this.#reckon();
-    if (passedMs > ASLEEP_AFTER_MS) {
-      // Nobody knows what became of the connection while the machine slept.
+    if (passedMs < 0 || passedMs > ASLEEP_AFTER_MS) {
+      // The machine slept, and nobody knows what became of the connection; or its clock was set, and nothing of what was
+      // told can be dated.
+      if (passedMs < 0 && this.#known) this.#known = { ...this.#known, at: Number.NEGATIVE_INFINITY };
+      this.#askedAt = Number.NEGATIVE_INFINITY;
+      if (this.#socket) this.#set({ connection: "reconnecting" });
       void this.#socket?.connect();
-      void this.#ask();
+      this.#comeBack();
       return;
     }
+    this.#reckon();
     const isHidden = typeof document !== "undefined" && document.visibilityState === "hidden";
-    const age = Date.now() - (this.#told?.at ?? 0);
-    if (!isHidden && this.#socket?.isOpen && age > REVALIDATE_AFTER_MS) void this.#ask();
+    if (!isHidden && Date.now() - this.#askedAt > REVALIDATE_AFTER_MS) void this.#ask();
   }
 
   // The WebSocket.
 
-  #webSocket(): typeof WebSocket | undefined {
-    return this.#options.WebSocket ?? globalThis.WebSocket;
-  }
-
   #openSocket(): void {
-    const socket = new ReconnectingSocket(
-      async () => {
-        const token = await this.#token();
-        return {
-          url: this.#webSocketUrl(),
-          protocols: token ? ["dotmac-license", token] : [],
-        };
-      },
-      () => this.#webSocket() as typeof WebSocket,
+    this.#socketKnows = false;
+    this.#socket = new ReconnectingSocket(
+      () => this.#api.dial(),
+      () => this.#api.webSocket as typeof WebSocket,
       {
         opened: (again) => {
-          this.#toldBySocket = undefined;
-          this.#setConnection("live");
-          if (again) void this.#ask();
+          this.#set({ connection: "live" });
+          this.#doubtSocket(BEGINS_WITHIN_MS);
+          if (again) void this.#askAnew();
         },
         lost: (wasOpen) => {
-          this.#setConnection("reconnecting");
+          this.#socketKnows = false;
+          this.#set({ connection: "reconnecting" });
           // Where WebSockets don't get through, this is how changes are seen.
           if (!wasOpen) void this.#ask();
         },
         message: (data) => {
           const message = readMessage(data);
-          if (message) this.#hearMessage(message);
+          if (message?.type === "usage_threshold") this.#hearOfUsage(message);
+          else if (message) this.#hearFromSocket(message.license);
         },
       },
     );
-    this.#socket = socket;
-    this.#setConnection("connecting");
-    void socket.connect();
-  }
-
-  #webSocketUrl(): string {
-    const base = this.#base() || globalThis.location?.href;
-    const url = new URL(this.#options.webSocketUrl ?? "/ws/license", base);
-    url.protocol = url.protocol.replace("http", "ws");
-    return url.href;
+    this.#set({ connection: "connecting" });
+    void this.#socket.connect();
   }
 
   #poll(): void {
-    this.#setConnection("polling");
+    this.#set({ connection: "polling" });
     const polls = setInterval(() => {
       if (typeof document === "undefined" || document.visibilityState !== "hidden") void this.#ask();
     }, POLL_EVERY_MS);
     this.#cleanUp.push(() => clearInterval(polls));
   }
 
-  #hearMessage(message: WebSocketMessage): void {
-    if (message.type === "usage_threshold") {
-      const known = this.#told;
-      if (!known?.license) return;
-      this.#accept(withUsage(known.license, message));
-      if (message.resetsAt !== null) this.#setReset(Date.parse(message.resetsAt));
+  #hearFromSocket(license: License | null): void {
+    const now = Date.now();
+    if (!this.#socketKnows && this.#known && isBehind(license, this.#known, now) && !isSettled(this.#known, now)) {
+      // Another replica is ahead of this one, which will hear of it, and tell; or it is the other way round.
+      if (!same(license, this.#known.license)) this.#doubtSocket(TELLS_WITHIN_MS);
       return;
     }
-    const { license } = message;
-    // A replica that has told what is known, or something later, tells nothing older.
-    const knew = this.#toldBySocket;
-    const known = this.#told?.license?.revision ?? null;
-    const isAhead = knew !== undefined && (known === null || (knew !== null && knew >= known));
-    this.#toldBySocket = license?.revision ?? null;
-    if (isAhead) this.#accept(license);
-    else this.#hear(license, Date.now());
-    if (license) this.#tabs?.tell(license.revision, false);
+    this.#socketKnows = true;
+    this.#clear("doubt");
+    this.#accept(license, now);
+    this.#tellTabs(license);
+  }
+
+  #hearOfUsage(message: ThresholdMessage): void {
+    if (!this.#known?.license) return;
+    this.#known = { ...this.#known, license: withUsage(this.#known.license, message) };
+    this.#show(this.#known, this.#state.error);
+    if (message.resetsAt !== null) this.#expectReset(Date.parse(message.resetsAt));
+  }
+
+  /** It should tell what others have told. If it does not in time, it leads nowhere, or to a replica that hears nothing. */
+  #doubtSocket(withinMs: number): void {
+    this.#after("doubt", withinMs, () => {
+      if (this.#socket?.isOpen && !this.#socketKnows) this.#socket.retry();
+    });
   }
 
   // Asking.
@@ -387,187 +354,153 @@ export class LicenseClient {
     if (this.#asking === null) return this.#ask();
     this.#askingNext ??= this.#asking.then(() => {
       this.#askingNext = null;
-      return this.#ask();
+      return this.#isRunning ? this.#ask() : undefined;
     });
     return this.#askingNext;
   }
 
+  /** Ask anew, but not again and again, however often there is reason to. */
+  #askSoon(): void {
+    const pause = this.#askedAt + ASK_EVERY_MS - Date.now();
+    if (pause <= 0) void this.#askAnew();
+    else if (!this.#timers.has("soon")) this.#after("soon", pause, () => void this.#askAnew());
+  }
+
+  /** Ask once more when all replicas must have heard of the last change. */
+  #recheck(): void {
+    this.#after("recheck", SETTLING_MS, () => void this.#askAnew());
+  }
+
   async #fetchLicense(): Promise<void> {
-    const askedAt = Date.now();
     const tagged = this.#tagged;
-    let response: Response;
-    let text: string;
+    const { signal } = this.#leave;
+    this.#askedAt = Date.now();
     try {
-      response = await this.#request("", tagged ? { headers: { "If-None-Match": tagged.tag } } : {});
-      text = await response.text();
-    } catch (cause) {
-      this.#failed(new LicenseError("The licence could not be asked for.", null, null, cause));
-      return;
+      const answer = await this.#api.ask("", tagged ? { headers: { "If-None-Match": tagged.tag } } : {}, signal);
+      this.#clock.heard(answer.headers.get("Date"), answer.askedAt, answer.answeredAt);
+      const license = answer.status === 304 && tagged ? tagged.license : licenseOf(answer);
+      if (license === undefined) throw refused(answer);
+      const tag = answer.headers.get("ETag");
+      this.#tagged = license && tag !== null ? { tag, license } : null;
+      this.#failed = 0;
+      this.#clear("retry");
+      this.#hear(license, answer.askedAt);
+      this.#remedy(answer.askedAt);
+    } catch (error) {
+      if (signal.aborted) return;
+      this.#fail(error instanceof LicenseError ? error : new LicenseError(String(error), null, null, error));
+      this.#after("retry", backoff(this.#failed), () => void this.#ask());
+      this.#failed += 1;
     }
-    this.#clock.heard(response.headers.get("Date"), askedAt, Date.now());
-    if (response.status === 304 && tagged) {
-      this.#hear(tagged.license, askedAt);
-      return;
-    }
-    const body = parse(text);
-    const license = response.ok ? readLicense(body) : hasNoLicense(body) ? null : undefined;
-    if (license === undefined) {
-      this.#failed(refused(response, body));
-      return;
-    }
-    const tag = response.headers.get("ETag");
-    this.#tagged = license && tag !== null ? { tag, license } : null;
-    this.#hear(license, askedAt);
-  }
-
-  /** One request, with an answer in time or none. */
-  async #request(below: string, init: RequestInit): Promise<Response> {
-    const headers = await this.#headers();
-    this.#lastHeaders = new Headers(headers);
-    for (const [name, value] of new Headers(init.headers)) headers.set(name, value);
-    const aborter = new AbortController();
-    const timer = setTimeout(() => aborter.abort(), ANSWER_WITHIN_MS);
-    try {
-      return await this.#send(below, {
-        ...init,
-        headers,
-        signal: aborter.signal,
-      });
-    } finally {
-      clearTimeout(timer);
-    }
-  }
-
-  #send(below: string, init: RequestInit): Promise<Response> {
-    const fetch = this.#options.fetch ?? globalThis.fetch;
-    const credentials = this.#options.credentials ?? "same-origin";
-    return fetch(`${this.#base()}${this.#path()}${below}`, {
-      cache: "no-store",
-      credentials,
-      ...init,
-    });
-  }
-
-  async #headers(): Promise<Headers> {
-    const { headers, tenantHeader, tenantId } = this.#options;
-    const all = new Headers(typeof headers === "function" ? headers() : headers);
-    all.set("Accept", "application/json");
-    if (tenantId !== undefined) all.set(tenantHeader ?? "X-Tenant-ID", tenantId);
-    const token = await this.#token();
-    if (token) all.set("Authorization", `Bearer ${token}`);
-    return all;
-  }
-
-  async #token(): Promise<string | null> {
-    const { token } = this.#options;
-    return (typeof token === "function" ? await token() : token) ?? null;
-  }
-
-  #base(): string {
-    return (this.#options.baseUrl ?? "").replace(/\/+$/, "");
-  }
-
-  #path(): string {
-    return this.#options.licensePath ?? "/license";
   }
 
   // What is known.
 
   #revision(): number {
-    return this.#told?.license?.revision ?? 0;
+    return this.#known?.revision ?? 0;
   }
 
-  /**
-   * It was told, by an answer to what was asked then or by a connection. If that is older than what is known, it is asked
-   * for again, once all replicas must have heard of the change.
-   */
+  /** It was told, by an answer to what was asked then. */
   #hear(license: License | null, askedAt: number): void {
-    if (this.#told !== null && !supersedes(license, this.#told, askedAt)) {
-      this.#settle(() => void this.#askAnew());
-      return;
+    const known = this.#known;
+    if (known && isBehind(license, known, askedAt)) {
+      if (same(license, known.license)) return;
+      if (!isSettled(known, askedAt)) {
+        this.#recheck();
+        return;
+      }
+      if (this.#socket?.isOpen && this.#socketKnows) {
+        // One of the two does not hear of changes. A new connection tells which.
+        this.#socket.retry();
+        return;
+      }
     }
-    this.#accept(license);
-    const socket = this.#socket;
-    if (socket?.isOpen && this.#isUnknownToSocket()) {
-      // It should have been told there. If it still is not when all have heard, the connection leads nowhere.
-      this.#settle(() => {
-        if (this.#isUnknownToSocket()) void socket.connect();
-      });
+    const isNews = known?.license === undefined || known.license?.revision !== license?.revision;
+    this.#accept(license, askedAt);
+    if (isNews && this.#socketKnows) {
+      this.#socketKnows = false;
+      this.#doubtSocket(TELLS_WITHIN_MS);
     }
   }
 
-  #isUnknownToSocket(): boolean {
-    const revision = this.#told?.license?.revision;
-    return revision !== undefined && this.#toldBySocket !== undefined && (this.#toldBySocket ?? 0) < revision;
-  }
-
-  #settle(then: () => void): void {
-    clearTimeout(this.#settling);
-    if (this.#isRunning) this.#settling = setTimeout(then, SETTLING_MS);
-  }
-
-  #accept(license: License | null): void {
-    this.#told = told(license, Date.now(), this.#clock);
-    this.#show(this.#told, null);
+  /** `at`: it was so then, or later. */
+  #accept(license: License | null, at: number): void {
+    this.#known = { license, revision: license?.revision ?? this.#revision(), at };
+    this.#show(this.#known, null);
     this.#setTurn();
+    if (isDisputed(this.#known, this.#clock)) this.#recheck();
   }
 
-  #show(known: Told, error: LicenseError | null): void {
+  #show(known: Known, error: LicenseError | null): void {
     const before = this.#state;
-    const features = featuresAt(known, this.#clock.now());
+    const features = featuresNow(known, this.#clock);
     const after: LicenseState = {
       ...before,
       status: "ready",
       license: same(known.license, before.license) ? before.license : known.license,
       features: sameSet(features, before.features) ? before.features : features,
+      standing: standingNow(known, this.#clock),
       error,
     };
     const { denial } = before;
-    this.#set({
-      ...after,
-      denial: denial && stillDenied(denial, before, after) ? denial : null,
-    });
+    this.#set({ ...after, denial: denial && stillDenied(denial, before, after) ? denial : null });
   }
 
-  #failed(error: LicenseError): void {
+  /** What was asked for long enough after a denial, and has the feature, has remedied it: a replica had not heard yet. */
+  #remedy(askedAt: number): void {
+    const { denial, features } = this.#state;
+    const isRemedied = denial?.feature && features.has(denial.feature) && denial.reason !== "usage_limit_exceeded";
+    if (isRemedied && askedAt - this.#deniedAt >= SETTLING_MS) this.dismiss();
+  }
+
+  #fail(error: LicenseError): void {
     const { error: known } = this.#state;
     const isKnown = known?.status === error.status && known.reason === error.reason && known.message === error.message;
     if (!isKnown) this.#set({ error });
   }
 
-  /** Look at the clock: what is known may hold no longer. */
-  #reckon(): void {
-    if (this.#told !== null && !sameSet(featuresAt(this.#told, this.#clock.now()), this.#state.features)) {
-      this.#show(this.#told, this.#state.error);
-    }
+  #tellTabs(license: License | null): void {
+    this.#tabs?.tell(this.#revision(), license === null);
   }
 
-  #setReset(at: number): void {
-    this.#resetsAt = at;
+  /** Look at the clock: what is known may hold no longer. */
+  #reckon(): void {
+    const isDue = this.#turnsAt <= this.#clock.now();
+    if (this.#known) this.#show(this.#known, this.#state.error);
+    this.#setTurn();
+    if (isDue) this.#askSoon();
+  }
+
+  #expectReset(at: number): void {
+    if (this.#resets.size < 100) this.#resets.add(at);
     this.#setTurn();
   }
 
   /** Be woken when the clock changes what holds. */
   #setTurn(): void {
-    clearTimeout(this.#turn);
     const now = this.#clock.now();
-    if (this.#resetsAt !== null && this.#resetsAt <= now) this.#resetsAt = null;
-    const turns = [this.#told && nextTurn(this.#told, now), this.#resetsAt].filter((turn) => turn !== null);
-    if (!this.#isRunning || turns.length === 0) return;
-    const turn = Math.min(...turns);
-    this.#turn = setTimeout(
-      () => {
-        const isDue = turn <= this.#clock.now();
-        this.#reckon();
-        this.#setTurn();
-        if (isDue) void this.#askAnew();
-      },
-      Math.min(Math.ceil(turn - now), LONGEST_TIMER_MS),
-    );
+    for (const reset of this.#resets) {
+      if (reset <= now) this.#resets.delete(reset);
+    }
+    this.#turnsAt = Math.min((this.#known && nextTurn(this.#known, this.#clock)) ?? Infinity, ...this.#resets);
+    if (this.#turnsAt === Infinity) this.#clear("turn");
+    else this.#after("turn", Math.min(Math.ceil(this.#turnsAt - now), LONGEST_TIMER_MS), () => this.#reckon());
   }
 
-  #setConnection(connection: Connection): void {
-    if (connection !== this.#state.connection) this.#set({ connection });
+  /** Do something later, unless it is set anew, or all ends before. */
+  #after(name: Timer, ms: number, then: () => void): void {
+    this.#clear(name);
+    if (!this.#isRunning) return;
+    const timer = setTimeout(() => {
+      this.#timers.delete(name);
+      then();
+    }, ms);
+    this.#timers.set(name, timer);
+  }
+
+  #clear(name: Timer): void {
+    clearTimeout(this.#timers.get(name));
+    this.#timers.delete(name);
   }
 
   #set(change: Partial<LicenseState>): void {
@@ -580,17 +513,10 @@ export class LicenseClient {
   }
 }
 
-/** What an answer that is no licence says. */
-function refused(response: Response, body: unknown): LicenseError {
-  const members = isObject(body) ? body : {};
-  const reason = typeof members.reason === "string" ? members.reason : null;
-  const message = typeof members.message === "string" ? members.message : `An answer of ${response.status} came.`;
-  return new LicenseError(message, response.status, reason);
-}
-
-/** Whatever the status: `deny.status` may set another. */
-function hasNoLicense(body: unknown): boolean {
-  return isObject(body) && body.reason === "no_license";
+/** The licence that an answer has; null: it says that there is none, by whatever status (`deny.status`). */
+function licenseOf({ status, body }: Answer): License | null | undefined {
+  if (status === 200) return readLicense(body);
+  return isObject(body) && body.reason === "no_license" ? null : undefined;
 }
 
 function idempotencyKey(): string {

@@ -1,7 +1,8 @@
 /**
  * The proxy's clock, by which licences end: that of a visitor's machine may be hours away from it.
  *
- * `Date` (RFC 9110 section 6.6.1) tells it to the second, and each answer narrows down how far apart the two are.
+ * `Date` (RFC 9110 section 6.6.1) tells it to the second, and each answer narrows down how far apart the two are. The earliest
+ * time that it may be is what counts: a gate that is still open is not closed before its time, and one that has closed says so.
  */
 export class ServerClock {
   /** How far the proxy's clock is ahead of ours, in milliseconds, at the least and at the most. */
@@ -19,13 +20,13 @@ export class ServerClock {
     this.#ahead = both && both[0] <= both[1] ? both : [least, most];
   }
 
-  /** Whether anything was heard of it. */
-  get isKnown(): boolean {
-    return this.#ahead !== null;
+  /** The earliest that it may have been by the proxy's clock at a moment of ours; our own time as long as nothing is known. */
+  at(ours: number): number {
+    return ours + (this.#ahead?.[0] ?? 0);
   }
 
-  /** Now, by the proxy's clock as far as it is known; by our own until then. */
+  /** The earliest that it may be now. */
   now(): number {
-    return Date.now() + (this.#ahead === null ? 0 : (this.#ahead[0] + this.#ahead[1]) / 2);
+    return this.at(Date.now());
   }
 }

@@ -1,6 +1,6 @@
 "use client";
 
-import { createContext, type ElementType, type MouseEventHandler, type ReactNode, useContext } from "react";
+import { createContext, type JSXElementConstructor, type MouseEventHandler, type ReactNode, useContext } from "react";
 import type { LicenseClient } from "./client.js";
 
 /** What a provider gives to what is below it. */
@@ -20,13 +20,15 @@ export interface Provided {
 export type Urgency = "polite" | "assertive";
 
 /** A router's link, such as Next.js's or wouter's; by default `a`. */
-export type LinkComponent = ElementType<{
-  href: string;
-  className?: string;
-  onClick?: MouseEventHandler;
-  onAuxClick?: MouseEventHandler;
-  children?: ReactNode;
-}>;
+export type LinkComponent =
+  | "a"
+  | JSXElementConstructor<{
+      href: string;
+      className?: string;
+      onClick?: MouseEventHandler;
+      onAuxClick?: MouseEventHandler;
+      children?: ReactNode;
+    }>;
 
 export const LicenseContext = createContext<Provided | null>(null);
 

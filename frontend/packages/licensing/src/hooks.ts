@@ -4,8 +4,9 @@ import { useCallback, useEffect, useMemo, useState, useSyncExternalStore } from 
 import type { UpgradeResult } from "./client.js";
 import { useProvided } from "./context.js";
 import { LicenseError } from "./errors.js";
-import { type LicenseState, type Usage, usageOf } from "./state.js";
+import { type LicenseState, own, type Usage, usageOf } from "./state.js";
 import type { Offers, Plan } from "./types.js";
+import { fillIn } from "./urls.js";
 
 /** The licence, and what can be done about it. */
 export interface LicenseHook extends LicenseState {
@@ -69,13 +70,9 @@ export function useOffer(feature: string, above: number | null = null): Offer {
   const { upgradeUrl } = useProvided("useOffer");
   const offers = useOffers();
   return useMemo(() => {
-    const hasMore = ({ limits }: Plan) => above === null || limits[feature] === undefined || limits[feature] > above;
+    const hasMore = ({ limits }: Plan) => above === null || (own(limits, feature) ?? Infinity) > above;
     const plans = offers?.plans.filter((plan) => plan.features.includes(feature) && hasMore(plan)) ?? [];
-    const template = offers?.upgradeUrl ?? upgradeUrl;
-    return {
-      plans,
-      upgradeUrl: template.replaceAll("{feature}", encodeURIComponent(feature)),
-    };
+    return { plans, upgradeUrl: fillIn(offers?.upgradeUrl ?? upgradeUrl, feature) };
   }, [offers, upgradeUrl, feature, above]);
 }
 
@@ -91,16 +88,17 @@ export interface UpgradeHook {
 export function useUpgrade(): UpgradeHook {
   const { client } = useProvided("useUpgrade");
   const [pending, setPending] = useState(0);
-  const [error, setError] = useState<LicenseError | null>(null);
+  const [failed, setFailed] = useState<{ readonly client: unknown; readonly error: LicenseError } | null>(null);
   const upgrade = useCallback(
     async (plan: string) => {
       setPending((count) => count + 1);
-      setError(null);
+      setFailed(null);
       try {
         return await client.upgrade(plan);
       } catch (cause) {
-        const isOurs = cause instanceof LicenseError;
-        setError(isOurs ? cause : new LicenseError("The upgrade could not be made.", null, null, cause));
+        const error =
+          cause instanceof LicenseError ? cause : new LicenseError("The upgrade could not be made.", null, null, cause);
+        setFailed({ client, error });
         return null;
       } finally {
         setPending((count) => count - 1);
@@ -108,7 +106,8 @@ export function useUpgrade(): UpgradeHook {
     },
     [client],
   );
-  return { upgrade, isPending: pending > 0, error };
+  // What befell another tenant is no concern of this one.
+  return { upgrade, isPending: pending > 0, error: failed?.client === client ? failed.error : null };
 }
 
 /** A part of the state: who reads it is rendered anew when that part becomes another. */

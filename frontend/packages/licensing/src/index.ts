@@ -1,4 +1,5 @@
-export type { LicenseOptions, UpgradeResult } from "./client.js";
+export type { LicenseOptions } from "./api.js";
+export type { UpgradeResult } from "./client.js";
 export type { LinkComponent, Urgency } from "./context.js";
 export { LicenseError, PaymentRequiredError } from "./errors.js";
 export { DENIED_EVENT, REFRESH_EVENT } from "./events.js";
@@ -18,14 +19,11 @@ export {
   LicenseProvider,
   type LicenseProviderProps,
 } from "./LicenseProvider.js";
-export {
-  NAVIGATION,
-  type NavigationEntry,
-  useNavigation,
-} from "./navigation.js";
+export { NAVIGATION, type NavigationEntry } from "./modules.js";
+export { useNavigation } from "./navigation.js";
 export { PaymentRequiredPrompt } from "./PaymentRequiredPrompt.js";
 export { licensedFetch, paymentRequired } from "./paymentRequired.js";
-export type { Connection, LicenseState, Usage } from "./state.js";
+export type { Connection, LicenseState, Standing, Usage } from "./state.js";
 export type {
   DenialReason,
   License,

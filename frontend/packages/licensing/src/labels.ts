@@ -1,3 +1,5 @@
+import { own } from "./state.js";
+
 /** What features and plans are called where nobody has said it. */
 const USUAL: Readonly<Record<string, string>> = {
   crm: "CRM",
@@ -17,8 +19,4 @@ export function labelOf(name: string, labels: Readonly<Record<string, string>> =
 export function listed(names: readonly string[]): string {
   const last = names.at(-1) ?? "";
   return names.length < 2 ? last : `${names.slice(0, -1).join(", ")} or ${last}`;
-}
-
-function own(labels: Readonly<Record<string, string>>, name: string): string | undefined {
-  return Object.hasOwn(labels, name) ? labels[name] : undefined;
 }

@@ -2,40 +2,13 @@
 
 import { useMemo } from "react";
 import { useLicense } from "./hooks.js";
-
-/** An entry of a portal's navigation. */
-export interface NavigationEntry {
-  readonly id: string;
-  readonly label: string;
-  readonly path: string;
-  /** The feature that it belongs to; none: it is always there. */
-  readonly feature?: string;
-}
-
-/** DotMac's modules. */
-export const NAVIGATION: readonly NavigationEntry[] = [
-  { id: "dashboard", label: "Dashboard", path: "/" },
-  { id: "network", label: "Network", path: "/network" },
-  { id: "crm", label: "CRM", path: "/crm", feature: "crm" },
-  { id: "support", label: "Support", path: "/support", feature: "tickets" },
-  { id: "projects", label: "Projects", path: "/projects", feature: "projects" },
-  {
-    id: "fieldops",
-    label: "Field Ops",
-    path: "/fieldops",
-    feature: "fieldops",
-  },
-  {
-    id: "analytics",
-    label: "Analytics",
-    path: "/analytics",
-    feature: "analytics",
-  },
-];
+import { NAVIGATION, type NavigationEntry } from "./modules.js";
 
 /** The entries whose features pass now. While nothing is known yet: those that need none. Default: DotMac's. */
 export function useNavigation(): readonly NavigationEntry[];
-export function useNavigation<Entry extends { readonly feature?: string }>(entries: readonly Entry[]): readonly Entry[];
+export function useNavigation<Entry extends { readonly feature?: string | undefined }>(
+  entries: readonly Entry[],
+): readonly Entry[];
 export function useNavigation(entries: readonly NavigationEntry[] = NAVIGATION): readonly NavigationEntry[] {
   const { features } = useLicense();
   return useMemo(

@@ -17,7 +17,7 @@ import { parse, readRefusal } from "./read.js";
  */
 export async function paymentRequired(response: Response): Promise<PaymentRequiredError | null> {
   // `deny.status` of the proxy's configuration may set another status than 402.
-  if (response.status < 400 || response.bodyUsed || !isJson(response.headers.get("Content-Type"))) return null;
+  if (response.status < 400 || response.body?.locked || !isJson(response.headers.get("Content-Type"))) return null;
   const refusal = readRefusal(parse(await response.clone().text()));
   if (refusal === undefined) return null;
   const denied = new PaymentRequiredError(response.status, refusal);

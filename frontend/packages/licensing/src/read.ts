@@ -1,6 +1,7 @@
 /** Reads what comes from outside: what is not as described is nothing, and members that nobody knows are passed over. */
 
 import type { DenialReason, License, Offers, Plan, Refusal, WebSocketMessage } from "./types.js";
+import { webUrl, wellFormed } from "./urls.js";
 
 type Members = Record<string, unknown>;
 
@@ -64,7 +65,7 @@ export function readRefusal(value: unknown): Refusal | undefined {
   return {
     error: value.error,
     feature: textOrNull(value.feature),
-    upgrade_url: textOrNull(value.upgrade_url),
+    upgrade_url: typeof value.upgrade_url === "string" ? webUrl(value.upgrade_url) : null,
     reason,
     message: textOrNull(value.message) ?? value.error,
     plan: textOrNull(value.plan),
@@ -80,10 +81,12 @@ export function readRefusal(value: unknown): Refusal | undefined {
 /** What is for sale; undefined: nothing that can be read. */
 export function readOffers(value: unknown): Offers | undefined {
   if (!isObject(value) || !Array.isArray(value.plans) || typeof value.upgradeUrl !== "string") return undefined;
+  const upgradeUrl = webUrl(value.upgradeUrl);
+  if (upgradeUrl === null) return undefined;
   const { mode, downgrade } = isObject(value.upgrade) ? value.upgrade : {};
   const upgrade = mode === "apply" || mode === "request" ? ({ mode, downgrade: downgrade === true } as const) : null;
   const plans = value.plans.map(readPlan).filter((plan) => plan !== undefined);
-  return { plans, upgradeUrl: value.upgradeUrl, upgrade };
+  return { plans, upgradeUrl, upgrade };
 }
 
 /** The value of a JSON text; undefined: it is none. */
@@ -123,7 +126,7 @@ function isNumberOrNull(value: unknown): value is number | null {
 }
 
 function textOrNull(value: unknown): string | null {
-  return typeof value === "string" ? value : null;
+  return typeof value === "string" ? wellFormed(value) : null;
 }
 
 function timeOrNull(value: unknown): string | null {

@@ -5,14 +5,19 @@ import { backoff } from "./backoff.js";
 /** How long a connection may take to open. */
 const OPEN_WITHIN_MS = 10_000;
 
-/** How long a connection must have held for the next one to be tried without a pause for those that failed before. */
-const STEADY_AFTER_MS = 10_000;
-
 /** How long an attempt is left alone although there is reason to try again. */
 const PATIENCE_MS = 2000;
 
+/** How long a connection must have held for the next one to be tried without a pause for those that failed before. */
+const STEADY_AFTER_MS = 10_000;
+
 /** How often something is said on an open connection: where the other end is gone, the network says so. */
 const ALIVE_EVERY_MS = 45_000;
+
+/** The code with which the other end asks for a longer pause (RFC 6455 section 7.4, the registry's "Try Again Later"). */
+const TRY_AGAIN_LATER = 1013;
+/** How many failures that counts for. */
+const LATER = 3;
 
 /** What a connection is opened with. Asked anew for each, since tokens expire. */
 export interface Dial {
@@ -33,10 +38,10 @@ export class ReconnectingSocket {
   readonly #construct: () => typeof WebSocket;
   readonly #handlers: SocketHandlers;
   #socket: WebSocket | null = null;
-  /** Which attempt is under way: what belongs to an earlier one is of no interest. */
+  /** Which attempt is under way: one that was given up while it waited for a token opens nothing. */
   #attempt = 0;
   #failed = 0;
-  #hasBeenOpen = false;
+  #isFirst = true;
   #openedAt: number | null = null;
   /** When the attempt that is under way began; null: there is a connection, or a pause. */
   #dialedAt: number | null = null;
@@ -55,69 +60,45 @@ export class ReconnectingSocket {
 
   /** Connect now, whatever is under way. */
   async connect(): Promise<void> {
-    this.#drop();
+    this.close();
     const attempt = this.#attempt;
     this.#dialedAt = Date.now();
-    this.#timer = setTimeout(() => this.#gone(attempt), OPEN_WITHIN_MS);
+    this.#timer = setTimeout(() => this.retry(), OPEN_WITHIN_MS);
     try {
       const { url, protocols } = await this.#dial();
       if (attempt !== this.#attempt) return;
       const socket = new (this.#construct())(url, protocols);
       this.#socket = socket;
-      socket.onopen = () => this.#open(attempt);
-      socket.onmessage = (event) => {
-        if (attempt === this.#attempt) this.#handlers.message(event.data);
-      };
+      socket.onopen = () => this.#opened();
+      socket.onmessage = ({ data }) => this.#handlers.message(data);
       // An error is followed by a close, of which there is more to tell.
-      socket.onclose = () => this.#gone(attempt);
+      socket.onclose = ({ code }) => this.retry(code);
     } catch {
-      this.#gone(attempt);
+      if (attempt === this.#attempt) this.retry();
     }
   }
 
   /** Connect now if there is no connection; if there is, see whether it still leads anywhere. */
   wake(): void {
     if (this.#openedAt !== null) this.#say();
-    else if (this.#dialedAt === null || Date.now() - this.#dialedAt >= PATIENCE_MS) void this.connect();
+    else if (this.#dialedAt === null || Math.abs(Date.now() - this.#dialedAt) >= PATIENCE_MS) void this.connect();
   }
 
-  /** Close it for good. */
-  close(): void {
-    this.#drop();
-  }
-
-  #open(attempt: number): void {
-    if (attempt !== this.#attempt) return;
-    clearTimeout(this.#timer);
-    this.#dialedAt = null;
-    this.#openedAt = Date.now();
-    this.#alive = setInterval(() => this.#say(), ALIVE_EVERY_MS);
-    const again = this.#hasBeenOpen || this.#failed > 0;
-    this.#hasBeenOpen = true;
-    this.#handlers.opened(again);
-  }
-
-  #gone(attempt: number): void {
-    if (attempt !== this.#attempt) return;
+  /** Leave the connection or the attempt that there is, and connect after a pause. `code`: it was closed with that. */
+  retry(code?: number): void {
     const wasOpen = this.#openedAt !== null;
     const wasSteady = this.#openedAt !== null && Date.now() - this.#openedAt >= STEADY_AFTER_MS;
-    this.#drop();
+    this.close();
     if (wasSteady) this.#failed = 0;
+    if (code === TRY_AGAIN_LATER) this.#failed = Math.max(this.#failed, LATER);
     this.#timer = setTimeout(() => void this.connect(), backoff(this.#failed));
     this.#failed += 1;
+    this.#isFirst = false;
     this.#handlers.lost(wasOpen);
   }
 
-  /** The proxy passes over what it is told here. */
-  #say(): void {
-    try {
-      this.#socket?.send('{"type":"alive"}');
-    } catch {
-      // It is closing, and tells so itself.
-    }
-  }
-
-  #drop(): void {
+  /** Close it, and don't come back before somebody says so. */
+  close(): void {
     this.#attempt += 1;
     this.#dialedAt = this.#openedAt = null;
     clearTimeout(this.#timer);
@@ -127,6 +108,25 @@ export class ReconnectingSocket {
     if (socket) {
       socket.onopen = socket.onmessage = socket.onclose = null;
       socket.close();
+    }
+  }
+
+  #opened(): void {
+    clearTimeout(this.#timer);
+    this.#dialedAt = null;
+    this.#openedAt = Date.now();
+    this.#alive = setInterval(() => this.#say(), ALIVE_EVERY_MS);
+    const again = !this.#isFirst;
+    this.#isFirst = false;
+    this.#handlers.opened(again);
+  }
+
+  /** The proxy passes over what it is told here. */
+  #say(): void {
+    try {
+      this.#socket?.send('{"type":"alive"}');
+    } catch {
+      // It is closing, and tells so itself.
     }
   }
 }

@@ -9,7 +9,7 @@ export class Tabs {
   /** `heard`: another tab with the same `topic` knows this revision; `doubtful`: it has reason to ask again. */
   constructor(topic: string, heard: (revision: number, doubtful: boolean) => void) {
     this.#topic = topic;
-    this.#channel = typeof BroadcastChannel === "undefined" ? null : new BroadcastChannel("dotmac-license");
+    this.#channel = open();
     if (this.#channel === null) return;
     this.#channel.onmessage = ({ data }) => {
       if (data?.topic === topic && typeof data.revision === "number") heard(data.revision, data.doubtful === true);
@@ -22,5 +22,14 @@ export class Tabs {
 
   close(): void {
     this.#channel?.close();
+  }
+}
+
+/** null: there are none here, or not for this page, as in a frame that may store nothing. */
+function open(): BroadcastChannel | null {
+  try {
+    return new BroadcastChannel("dotmac-license");
+  } catch {
+    return null;
   }
 }

@@ -1,6 +1,6 @@
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
-import { LicenseClient, type LicenseOptions } from "../src/client.js";
-import { LicenseError, PaymentRequiredError, REFRESH_EVENT } from "../src/index.js";
+import { LicenseClient } from "../src/client.js";
+import { LicenseError, type LicenseOptions, PaymentRequiredError, REFRESH_EVENT } from "../src/index.js";
 import { json, professional, REFUSAL, refusal, STARTER, World } from "./world.js";
 
 const NOON = Date.parse("2026-12-01T12:00:00Z");
@@ -27,6 +27,16 @@ function begin(world: World, options: LicenseOptions = {}): LicenseClient {
 const pass = (ms = 0) => vi.advanceTimersByTimeAsync(ms);
 
 const features = (client: LicenseClient) => [...client.getState().features].sort();
+
+/** Everything that passes, from now on. */
+function history(client: LicenseClient): string[] {
+  const seen = [features(client).join()];
+  client.subscribe(() => {
+    const now = features(client).join();
+    if (now !== seen.at(-1)) seen.push(now);
+  });
+  return seen;
+}
 
 /** A client with a licence, told by both ways. */
 async function settled(world = new World(), options: LicenseOptions = {}) {
@@ -78,12 +88,16 @@ describe("asking", () => {
   });
 
   it("takes a 304 for the document of that tag, whatever was told meanwhile", async () => {
-    const { world, client } = await settled();
-    world.socket.tell(professional());
+    const world = new World();
+    const client = begin(world, { webSocketUrl: null });
+    await pass(3000);
+    world.answers["/license/upgrade"] = () => json(200, professional());
+    await client.upgrade("professional");
     expect(features(client)).toEqual(["crm", "tickets"]);
     // A database that was restored: what was asked for first is right again.
     await pass(3000);
     await client.refresh();
+    expect(world.asked.at(-1)?.headers.get("If-None-Match")).toBe('"tag-1"');
     expect(client.getState().license).toEqual(STARTER);
   });
 
@@ -132,6 +146,36 @@ describe("asking", () => {
     const client = begin(world);
     await pass(10_000);
     expect(client.getState().error).toMatchObject({ status: null });
+  });
+
+  it("is not kept from asking again by an answer, or a token, that never ends", async () => {
+    const { world, client } = await settled();
+    world.answers["/license"] = () =>
+      new Response(new ReadableStream({ start: (body) => body.enqueue(new Uint8Array(1)) }));
+    void client.refresh();
+    await pass(11_000);
+    expect(client.getState().error).toMatchObject({ status: null });
+    world.answers = {};
+    world.license = professional();
+    await pass(30_000);
+    expect(features(client)).toEqual(["crm", "tickets"]);
+    let isStuck = true;
+    const other = new World();
+    const late = begin(other, { token: () => (isStuck ? new Promise<string>(() => {}) : "jwt") });
+    await pass(11_000);
+    isStuck = false;
+    await pass(30_000);
+    expect(features(late)).toEqual(["tickets"]);
+  });
+
+  it("asks again after each failure, later and later", async () => {
+    const { world } = await settled();
+    world.answers["/license"] = () => json(503, { ...REFUSAL, reason: "store_unavailable" });
+    window.dispatchEvent(new CustomEvent(REFRESH_EVENT));
+    await pass(60_000);
+    const asks = world.asks;
+    await pass(600_000);
+    expect(world.asks - asks).toBe(20);
   });
 
   it("asks once more for whoever wants it while an answer is under way, and not once for each", async () => {
@@ -201,7 +245,7 @@ describe("listening", () => {
       opened.push(Date.now() - begun);
       world.socket.lose();
     }
-    expect(opened).toEqual([500, 1500, 3500, 7500, 15_500, 31_500]);
+    expect(opened).toEqual([1000, 3000, 7000, 15_000, 31_000, 61_000]);
     world.license = professional();
     await pass(30_000);
     const asks = world.asks;
@@ -235,12 +279,22 @@ describe("listening", () => {
     expect(world.sockets.length - before).toBeLessThan(10);
   });
 
+  it("gives whoever asks for it a longer pause", async () => {
+    const { world } = await settled();
+    await pass(10_000);
+    world.socket.lose(1013);
+    await pass(7000);
+    expect(world.sockets.length).toBe(1);
+    await pass(1000);
+    expect(world.sockets.length).toBe(2);
+  });
+
   it("gives up a handshake that is not answered", async () => {
     const world = new World();
     begin(world);
     await pass();
     const [first] = world.sockets;
-    await pass(10_000 + 500);
+    await pass(10_000 + 1000);
     expect(first?.closed).toBe(true);
     expect(world.sockets.length).toBe(2);
   });
@@ -250,7 +304,7 @@ describe("listening", () => {
     const { world } = await settled(new World(), { token: () => `jwt-${++token}` });
     const first = world.socket.protocols[1];
     world.socket.lose(1008);
-    await pass(500);
+    await pass(1000);
     expect(world.socket.protocols[1]).not.toBe(first);
   });
 
@@ -284,11 +338,57 @@ describe("of two answers", () => {
     expect(features(client)).toEqual(["crm", "tickets"]);
   });
 
-  it("the earlier stands if it is still told when all must have heard: a database was restored", async () => {
+  it("the earlier stands if a new connection tells it too: a database was restored", async () => {
     const { world, client } = await settled();
     world.socket.tell(professional(20));
     await client.refresh();
     await pass(2000);
+    // One of the two hears nothing of changes, and who, the next connection tells.
+    expect(features(client)).toEqual(["crm", "tickets"]);
+    expect(client.getState().connection).toBe("reconnecting");
+    await pass(1000);
+    world.socket.begin(STARTER);
+    await pass();
+    expect(features(client)).toEqual(["tickets"]);
+  });
+
+  it("one of a replica that hears nothing does not stand against an open connection", async () => {
+    const { world, client } = await settled();
+    world.socket.tell(professional(20));
+    await pass(3000);
+    await client.refresh();
+    await pass(1000);
+    world.socket.begin(professional(20));
+    world.license = professional(20);
+    await pass(10_000);
+    expect(features(client)).toEqual(["crm", "tickets"]);
+  });
+
+  it("a licence that was deleted does not come back by an answer of a replica that has not heard", async () => {
+    const { world, client } = await settled();
+    const seen = history(client);
+    world.socket.tell(null);
+    await pass(100);
+    await client.refresh();
+    world.license = null;
+    await pass(10_000);
+    expect(seen).toEqual(["tickets", ""]);
+  });
+
+  it("a feature that has ended by itself does not come back by an answer that was under way", async () => {
+    const { world, client } = await settled();
+    world.socket.tell(professional());
+    let answer: (response: Response) => void = () => {};
+    world.answers["/license"] = () => new Promise((resolve) => (answer = resolve));
+    const asked = client.refresh();
+    await pass(50);
+    world.license = { ...professional(), features: { tickets: true } };
+    world.socket.tell(world.license);
+    world.answers = {};
+    answer(json(200, professional()));
+    await asked;
+    expect(features(client)).toEqual(["tickets"]);
+    await pass(10_000);
     expect(features(client)).toEqual(["tickets"]);
   });
 
@@ -310,8 +410,17 @@ describe("of two answers", () => {
     world.license = professional();
     await client.refresh();
     expect(features(client)).toEqual(["crm", "tickets"]);
-    await pass(2000);
+    await pass(2000 + 1000);
     expect(dead?.closed).toBe(true);
+    expect(world.sockets.length).toBe(2);
+  });
+
+  it("and so does one that has opened and tells nothing", async () => {
+    const world = new World();
+    begin(world);
+    await pass();
+    world.socket.open();
+    await pass(10_000 + 1000);
     expect(world.sockets.length).toBe(2);
   });
 });
@@ -349,6 +458,48 @@ describe("the clock", () => {
     expect(features(client)).toEqual(["tickets"]);
     world.answers["/license"] = () => json(200, { ...world.license, features: {} }, { Date: date() });
     await pass(11_000);
+    expect(features(client)).toEqual([]);
+  });
+
+  it("closes once, though the proxy's own is known to the second only, and never before its time", async () => {
+    for (const part of [0, 137, 500, 999]) {
+      vi.setSystemTime(NOON + part);
+      const world = new World();
+      const end = NOON + 60_000;
+      const told = () => ({
+        ...STARTER,
+        validUntil: new Date(end).toISOString(),
+        features: Date.now() < end ? STARTER.features : {},
+      });
+      world.answers["/license"] = () => json(200, told(), { Date: new Date(Date.now()).toUTCString() });
+      const client = begin(world);
+      await pass();
+      world.socket.begin(told());
+      const seen = history(client);
+      await pass(end - Date.now() - 1);
+      expect(seen).toEqual(["tickets"]);
+      await pass(2000);
+      world.socket.tell(told());
+      expect(seen).toEqual(["tickets", ""]);
+    }
+  });
+
+  it("closes what a server had asked for long ago, where nobody answers", async () => {
+    const world = new World({ fetch: () => Promise.reject(new TypeError()) });
+    const client = begin(world, { initialLicense: ending(-60) });
+    await pass();
+    expect([features(client), client.getState().standing]).toEqual([[], "ended"]);
+  });
+
+  it("is not outwitted by what is told of use after the end", async () => {
+    const world = new World({ fetch: () => Promise.reject(new TypeError()) });
+    const client = begin(world);
+    await pass();
+    world.socket.begin(ending(60));
+    await pass(61_000);
+    const spent = { type: "usage_threshold", feature: "tickets", percent: 80, used: 80, limit: 100, resetsAt: null };
+    world.socket.say(spent);
+    await pass(1000);
     expect(features(client)).toEqual([]);
   });
 
@@ -442,6 +593,37 @@ describe("around the page", () => {
     expect(world.sockets.length).toBe(2);
   });
 
+  it("a machine whose clock is set back believes what it is told", async () => {
+    const { world, client } = await settled();
+    vi.setSystemTime(NOON - 3_600_000);
+    world.license = null;
+    await pass(15_000);
+    expect(client.getState().license).toBeNull();
+  });
+
+  it("what was asked before the network was away does not keep anyone waiting", async () => {
+    const { world, client } = await settled();
+    world.answers["/license"] = () => new Promise(() => {});
+    void client.refresh();
+    await pass(100);
+    world.answers = {};
+    world.license = professional();
+    window.dispatchEvent(new Event("online"));
+    await pass();
+    expect(features(client)).toEqual(["crm", "tickets"]);
+  });
+
+  it("a page that may be shown again as it was holds no connection, and catches up", async () => {
+    const { world, client } = await settled();
+    const turn = (name: string) => window.dispatchEvent(Object.assign(new Event(name), { persisted: true }));
+    turn("pagehide");
+    expect(world.socket.closed).toBe(true);
+    world.license = professional();
+    turn("pageshow");
+    await pass();
+    expect([world.sockets.length, features(client)]).toEqual([2, ["crm", "tickets"]]);
+  });
+
   it("asks now and then although it is told", async () => {
     const { world } = await settled();
     const asks = world.asks;
@@ -509,6 +691,45 @@ describe("a denial", () => {
     expect(client.getState().denial).toBeNull();
   });
 
+  it("heals though the replica that is asked has not heard yet, or nothing answers at first", async () => {
+    const denial = new PaymentRequiredError(402, REFUSAL);
+    for (const first of [
+      () => json(200, professional()),
+      () => json(503, { ...REFUSAL, reason: "store_unavailable" }),
+    ]) {
+      const world = new World();
+      world.license = professional();
+      const client = begin(world, { webSocketUrl: null });
+      await pass(3000);
+      world.answers["/license"] = first;
+      client.denied(denial);
+      await pass(500);
+      world.answers = {};
+      world.license = { ...STARTER, revision: 12 };
+      await pass(3000);
+      expect(features(client)).toEqual(["tickets"]);
+    }
+  });
+
+  it("of a replica that had not heard of an upgrade goes by itself", async () => {
+    const { world, client } = await settled();
+    world.license = professional();
+    world.socket.tell(professional());
+    client.denied(new PaymentRequiredError(402, REFUSAL));
+    await pass(5000);
+    expect(client.getState().denial).toBeNull();
+  });
+
+  it("after another asks no more than once a second", async () => {
+    const { world, client } = await settled();
+    const asks = world.asks;
+    for (let count = 0; count < 600; count += 1) {
+      client.denied(new PaymentRequiredError(402, REFUSAL));
+      await pass(100);
+    }
+    expect(world.asks - asks).toBeLessThanOrEqual(61);
+  });
+
   it("goes when the feature is bought", async () => {
     const { world, client } = await settled();
     client.denied(new PaymentRequiredError(402, REFUSAL));
@@ -562,6 +783,26 @@ describe("an upgrade", () => {
   });
 });
 
+it("a base may have a path, for both ways", async () => {
+  const world = new World();
+  begin(world, { baseUrl: "https://api.test/isp/" });
+  await pass();
+  expect([world.asked[0]?.path, world.socket.url]).toEqual(["/isp/license", "wss://api.test/isp/ws/license"]);
+});
+
+it("what is for sale is asked for once, and again after a failure", async () => {
+  const { world, client } = await settled();
+  world.answers["/license/plans"] = () => json(503, {});
+  await client.loadOffers();
+  expect(client.getState().offers).toBeNull();
+  world.answers = {};
+  await client.loadOffers();
+  expect(client.getState().offers).toEqual(world.offers);
+  const asked = world.asked.length;
+  await client.loadOffers();
+  expect(world.asked.length).toBe(asked);
+});
+
 it("a click is sent at once and outlives the page", async () => {
   const { world, client } = await settled(new World(), { token: async () => "jwt" });
   client.clicked("crm");
@@ -576,4 +817,14 @@ it("a click is sent at once and outlives the page", async () => {
   world.answers["/license/upgrade-click"] = () => Promise.reject(new TypeError());
   client.clicked("crm");
   await pass();
+  // A token that is there is the one of now.
+  client.configure({ ...world.options, token: () => "new" });
+  client.clicked("crm");
+  await pass();
+  expect(world.asked.at(-1)?.headers.get("Authorization")).toBe("Bearer new");
+  const broken = () => {
+    throw new Error("no fetch");
+  };
+  client.configure({ ...world.options, fetch: broken });
+  expect(() => client.clicked("crm")).not.toThrow();
 });

@@ -108,6 +108,37 @@ describe("useLicense", () => {
     expect(world.asked.at(-1)?.headers.get("X-Tenant-ID")).toBe("t-2");
   });
 
+  it("shows another tenant nothing of what the first was given at the start", async () => {
+    const world = new World();
+    const seen: string[] = [];
+    function Recorded() {
+      const { license, isLoading } = useLicense();
+      seen.push(isLoading ? "loading" : (license?.planTier ?? "none"));
+      return null;
+    }
+    const page = (tenantId: string, webSocketUrl?: null) => (
+      <LicenseProvider
+        {...world.options}
+        tenantId={tenantId}
+        webSocketUrl={webSocketUrl}
+        initialLicense={professional()}
+      >
+        <Recorded />
+      </LicenseProvider>
+    );
+    const { rerender } = render(page("t-1"));
+    expect(seen[0]).toBe("professional");
+    await vi.waitFor(() => expect(world.sockets.length).toBeGreaterThan(0));
+    seen.length = 0;
+    rerender(page("t-2"));
+    expect(seen[0]).toBe("loading");
+    // To have no WebSocket is another way of asking, too.
+    await vi.waitFor(() => expect(world.sockets.length).toBe(2));
+    rerender(page("t-2", null));
+    await vi.waitFor(() => expect(world.socket.closed).toBe(true));
+    expect(world.sockets.length).toBe(2);
+  });
+
   it("goes on with other functions at each render", async () => {
     const world = new World();
     const { rerender } = await ready(world, <Shown />, { headers: () => ({ "X-Turn": "1" }) });
@@ -190,14 +221,14 @@ describe("FeatureGate", () => {
     await vi.waitFor(() => expect(container.querySelector("p")).toBeNull());
     cleanup();
     await ready(world, <FeatureGate feature="fieldops">x</FeatureGate>);
-    expect(await screen.findByRole("region", { name: "Field Ops is not in your plan" })).toBeTruthy();
+    expect(await screen.findByRole("article", { name: "Field Ops is not in your plan" })).toBeTruthy();
   });
 });
 
 describe("UpgradePrompt", () => {
   it("says what is missing, which plans have it, and leads there", async () => {
     await ready(new World(), <UpgradePrompt feature="crm" />);
-    const prompt = await screen.findByRole("region", { name: "CRM is not in your plan" });
+    const prompt = await screen.findByRole("article", { name: "CRM is not in your plan" });
     expect(
       await within(prompt).findByText(
         "The plan Starter does not include CRM. It is included in Professional or Enterprise.",
@@ -217,7 +248,7 @@ describe("UpgradePrompt", () => {
     const older = new World();
     older.offers = null;
     await ready(older, <UpgradePrompt feature="crm" />, { upgradeUrl: "/buy/{feature}", labels: { crm: "Customers" } });
-    const prompt = await screen.findByRole("region", { name: "Customers is not in your plan" });
+    const prompt = await screen.findByRole("article", { name: "Customers is not in your plan" });
     expect(prompt.textContent).toContain("The plan Starter does not include Customers.See plans");
     expect(screen.getByRole("link").getAttribute("href")).toBe("/buy/crm");
   });
@@ -240,7 +271,7 @@ describe("UpgradePrompt", () => {
     const world = new World();
     world.license = license;
     await ready(world, <UpgradePrompt feature="crm" />);
-    const prompt = await screen.findByRole("region", { name: title });
+    const prompt = await screen.findByRole("article", { name: title });
     expect(prompt.textContent).toContain(text);
   });
 
@@ -268,7 +299,13 @@ describe("UpgradePrompt", () => {
     await ready(world, <UpgradePrompt feature="crm" />);
     const [status, alert] = [screen.getByRole("status"), screen.getByRole("alert")];
     await vi.waitFor(() => expect(status.textContent).toContain("CRM is not in your plan. The plan Starter"));
+    // Once, though the plans came later, and however many gates say it.
+    expect(status.textContent).toContain("It is included in Professional or Enterprise.");
     expect(alert.textContent).toBe("");
+    cleanup();
+    const gates = ["a", "b", "c"].map((key) => <UpgradePrompt key={key} feature="crm" />);
+    await ready(new World(), gates);
+    await vi.waitFor(() => expect(screen.getByRole("status").querySelectorAll("p").length).toBe(1));
     cleanup();
     await ready(world, null);
     expect(screen.getByRole("status").textContent).toBe("");
@@ -280,7 +317,7 @@ describe("UpgradePrompt", () => {
       linkComponent: Link,
     });
     expect((await screen.findByRole("link")).getAttribute("href")).toBe("/app/billing/upgrade?feature=crm");
-    expect(screen.getByRole("heading", { level: 4 }).closest("section")?.className).toBe("mine");
+    expect(screen.getByRole("heading", { level: 4 }).closest("article")?.className).toBe("mine");
     cleanup();
     await ready(
       new World(),
@@ -296,18 +333,18 @@ describe("UsageLimitReached", () => {
     await ready(world, <UsageLimitReached feature="tickets" />);
     await vi.waitFor(() => expect(world.sockets.length).toBeGreaterThan(0));
     await tell(world, STARTER);
-    expect(screen.queryByRole("region")).toBeNull();
+    expect(screen.queryByRole("article")).toBeNull();
     const resetsAt = "2999-12-01T00:00:00Z";
     await act(async () =>
       world.socket.say({ type: "usage_threshold", feature: "tickets", percent: 100, used: 100, limit: 100, resetsAt }),
     );
-    const region = screen.getByRole("region", { name: "Support is used up" });
+    const region = screen.getByRole("article", { name: "Support is used up" });
     expect(region.textContent).toContain("The limit of 100 for Support is used up.");
     expect(await within(region).findByText(/There is more in Professional or Enterprise\./)).toBeTruthy();
-    expect(screen.getByRole("status").textContent).toContain("Support is used up");
+    await vi.waitFor(() => expect(screen.getByRole("status").textContent).toContain("Support is used up"));
     expect(await faults()).toEqual([]);
     await act(async () => world.socket.tell({ ...professional(12), usageLimits: {}, currentUsage: { tickets: 100 } }));
-    expect(screen.queryByRole("region")).toBeNull();
+    expect(screen.queryByRole("article")).toBeNull();
   });
 
   it("is there on a 402 of its feature, before anything else has told", async () => {
@@ -317,7 +354,7 @@ describe("UsageLimitReached", () => {
     await act(async () => {
       await paymentRequired(refusal({ ...used, feature: "tickets", available_in: ["enterprise"] }, 429));
     });
-    const region = await screen.findByRole("region", { name: "Support is used up" });
+    const region = await screen.findByRole("article", { name: "Support is used up" });
     expect(region.textContent).toContain("Counting begins anew on 2999-12-01. There is more in Enterprise.");
   });
 
@@ -326,7 +363,7 @@ describe("UsageLimitReached", () => {
     world.license = { ...STARTER, usageLimits: { crm: 0 } };
     await ready(world, <UsageLimitReached feature="crm" />);
     await act(async () => {});
-    expect(screen.queryByRole("region")).toBeNull();
+    expect(screen.queryByRole("article")).toBeNull();
   });
 });
 
@@ -377,6 +414,23 @@ describe("paymentRequired", () => {
     await expect(licensedFetch(async () => refusal())("/x")).rejects.toBeInstanceOf(PaymentRequiredError);
   });
 
+  it("leads nowhere but to pages, whoever sent it, and stays standing whatever that is", async () => {
+    await ready(new World(), <PaymentRequiredPrompt />, { linkComponent: () => <i>own</i> });
+    const hostile = async (change: object) => {
+      await act(async () => {
+        await paymentRequired(json(402, { ...REFUSAL, ...change }));
+      });
+      return screen.queryByRole("link")?.getAttribute("href");
+    };
+    // Where the denial says nothing that may be followed, what is for sale does.
+    expect(await hostile({ request_id: "1", upgrade_url: "javascript:alert(1)" })).toBeUndefined();
+    expect(screen.getByText("own")).toBeTruthy();
+    expect(await hostile({ request_id: "2", upgrade_url: "/\\evil.test" })).toBe("/\\evil.test");
+    expect(screen.queryByText("own")).toBeNull();
+    await hostile({ request_id: "3", feature: "\ud800", upgrade_url: null });
+    expect(screen.getByRole("complementary")).toBeTruthy();
+  });
+
   it("heals an interface that showed too much, with the first denied call", async () => {
     const world = new World();
     world.license = professional();
@@ -418,7 +472,7 @@ describe("PaymentRequiredPrompt", () => {
   it("is said at once, can be reached by keyboard, and gives the focus back", async () => {
     const user = userEvent.setup();
     await denied();
-    expect(screen.getByRole("alert").textContent).toContain("CRM is not in your plan");
+    await vi.waitFor(() => expect(screen.getByRole("alert").textContent).toContain("CRM is not in your plan"));
     expect(document.activeElement).toBe(screen.getByText("work"));
     await user.tab();
     expect(document.activeElement).toBe(screen.getByRole("link", { name: "See plans with CRM" }));
@@ -431,16 +485,20 @@ describe("PaymentRequiredPrompt", () => {
     expect(screen.getByRole("alert").textContent).toBe("");
   });
 
-  it("goes by Escape, and by an upgrade", async () => {
+  it("goes by Escape, and by an upgrade, and gives the focus back either way", async () => {
     const world = await denied();
+    await userEvent.tab();
     await userEvent.keyboard("{Escape}");
     expect(screen.queryByRole("complementary")).toBeNull();
+    expect(document.activeElement).toBe(screen.getByText("work"));
     await act(async () => {
       await paymentRequired(refusal({ request_id: "r-2" }));
     });
     expect(screen.getByRole("complementary")).toBeTruthy();
+    await userEvent.tab();
     await tell(world, professional(20));
     expect(screen.queryByRole("complementary")).toBeNull();
+    expect(document.activeElement).toBe(screen.getByText("work"));
   });
 
   it("speaks of the licence where a 402 names no feature", async () => {
@@ -448,7 +506,7 @@ describe("PaymentRequiredPrompt", () => {
     await act(async () => {
       await paymentRequired(refusal({ feature: null, reason: "no_license", upgrade_url: null, available_in: [] }));
     });
-    expect(screen.getByRole("region", { name: "This needs a licence" })).toBeTruthy();
+    expect(screen.getByRole("article", { name: "This needs a licence" })).toBeTruthy();
   });
 });
 

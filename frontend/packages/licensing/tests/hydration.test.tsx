@@ -14,10 +14,11 @@ afterEach(() => {
   document.body.innerHTML = "";
 });
 
-it.each<[string, License | undefined, string]>([
+it.each<[string, License | null | undefined, string]>([
   ["nothing", undefined, "wait"],
   ["a licence with it", professional(), "customers"],
   ["a licence without it", STARTER, "no"],
+  ["no licence", null, "no"],
 ])(
   "the browser takes over what a server rendered with %s, without a word, and goes on from there",
   async (_, initial, html) => {

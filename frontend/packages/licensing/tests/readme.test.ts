@@ -9,19 +9,34 @@ const at = (path: string) => new URL(path, import.meta.url).pathname;
 /** Where modules are found as a user's would be. */
 const DIR = `${at("../../../node_modules/.cache")}/readme-${process.pid}`;
 
-function compile(blocks: Record<string, string>): string {
+/** As Next.js has it, whose types are not installed for this. */
+const NEXT_LINK = `declare module "next/link" {
+  import type { AnchorHTMLAttributes, ForwardRefExoticComponent, RefAttributes } from "react";
+  type Props = Omit<AnchorHTMLAttributes<HTMLAnchorElement>, "href"> & { href: string | URL };
+  const Link: ForwardRefExoticComponent<Props & RefAttributes<HTMLAnchorElement>>;
+  export default Link;
+}`;
+
+/** What the compiler says of these files, with the types of one React or the other. */
+function compile(files: Record<string, string>, react: string): string {
   rmSync(DIR, { recursive: true, force: true });
   mkdirSync(DIR, { recursive: true });
-  for (const [name, text] of Object.entries(blocks)) writeFileSync(`${DIR}/${name}`, text);
+  for (const [name, text] of Object.entries(files)) writeFileSync(`${DIR}/${name}`, text);
+  const types = at(react === "react-18" ? "../../../react-18/node_modules/@types" : "../../../node_modules/@types");
+  const paths = Object.fromEntries(["react", "react/*"].map((name) => [name, [`${types}/${name}`]]));
   const options = {
     noEmit: true,
     jsx: "react-jsx",
     module: "NodeNext",
     target: "ES2022",
     strict: true,
+    exactOptionalPropertyTypes: true,
+    skipLibCheck: false,
     types: ["react"],
+    typeRoots: [types],
+    paths,
   };
-  writeFileSync(`${DIR}/tsconfig.json`, JSON.stringify({ compilerOptions: options, files: Object.keys(blocks) }));
+  writeFileSync(`${DIR}/tsconfig.json`, JSON.stringify({ compilerOptions: options, files: Object.keys(files) }));
   writeFileSync(`${DIR}/package.json`, '{"type":"module"}');
   try {
     return execFileSync("node", [at("../../../node_modules/typescript/bin/tsc"), "--project", DIR], {
@@ -32,17 +47,18 @@ function compile(blocks: Record<string, string>): string {
   }
 }
 
-it("the examples of the README compile against what is published", { timeout: 60_000 }, () => {
+it("the examples of the README compile against what is published", { timeout: 60_000 }, ({ task }) => {
+  const react = task.file.projectName ?? "";
   const readme = readFileSync(at("../README.md"), "utf8");
-  const blocks = [...readme.matchAll(/^```(tsx?)\n(.*?)^```/gms)].map(([, kind, text], index) => [
-    `example-${index}.${kind}`,
-    text ?? "",
-  ]);
-  expect(blocks.length).toBe(3);
-  expect(compile(Object.fromEntries(blocks))).toBe("");
-  expect(compile({ "wrong.ts": 'import { useLicence } from "@dotmac/licensing"; useLicence();' })).toContain(
-    "useLicense",
-  );
+  const blocks = [...readme.matchAll(/^```(tsx?)\n(.*?)^```/gms)].map(([, kind, text = ""], index) => {
+    // As it calls itself, where it does.
+    const name = text.match(/\/\/ app\/(\w+\.tsx)$/m)?.[1] ?? `example-${index}.${kind}`;
+    return [name, text];
+  });
+  expect(blocks.map(([name]) => name)).toEqual(["example-0.tsx", "example-1.ts", "Providers.tsx", "layout.tsx"]);
+  expect(compile({ ...Object.fromEntries(blocks), "next.d.ts": NEXT_LINK }, react)).toBe("");
+  const wrong = 'import { useLicence } from "@dotmac/licensing"; useLicence();';
+  expect(compile({ "wrong.ts": wrong }, react)).toContain("useLicense");
 });
 
 it("every name that is exported is in the README", () => {

@@ -2,14 +2,36 @@ import { describe, expect, it } from "vitest";
 import { backoff } from "../src/backoff.js";
 import { ServerClock } from "../src/clock.js";
 import { PaymentRequiredError } from "../src/errors.js";
-import { featuresAt, INITIAL, nextTurn, stillDenied, supersedes, told, usageOf } from "../src/state.js";
+import {
+  featuresNow,
+  INITIAL,
+  isBehind,
+  isDisputed,
+  isSettled,
+  type Known,
+  nextTurn,
+  standingNow,
+  stillDenied,
+  usageOf,
+  withUsage,
+} from "../src/state.js";
 import type { License } from "../src/types.js";
+import { fillIn, isOwnPath, webUrl } from "../src/urls.js";
 import { professional, REFUSAL, STARTER } from "./world.js";
 
 const HOUR = 3_600_000;
 const NOON = Date.parse("2026-12-01T12:00:00Z");
 const at = (hours: number) => new Date(NOON + hours * HOUR).toISOString();
-const clock = (now: number, isKnown = true) => ({ now: () => now, isKnown });
+/** The proxy's clock, so far ahead of ours; now is so many hours after NOON of ours. */
+const clock = (hours = 0, ahead = 0) => {
+  const at = (ours: number) => ours + ahead * HOUR;
+  return { at, now: () => at(NOON + hours * HOUR) };
+};
+const known = (license: License | null, hours = 0, revision = license?.revision ?? 0): Known => ({
+  license,
+  revision,
+  at: NOON + hours * HOUR,
+});
 
 describe("what passes", () => {
   it.each([
@@ -19,26 +41,44 @@ describe("what passes", () => {
     ["in grace", { validUntil: at(1), graceUntil: at(73) }, 72.9, true],
     ["after it", { validUntil: at(1), graceUntil: at(73) }, 73, false],
   ])("%s", (_, change, hours, passes) => {
-    const known = told({ ...STARTER, ...change }, 0, clock(NOON));
-    expect(featuresAt(known, NOON + hours * HOUR).has("tickets")).toBe(passes);
+    expect(featuresNow(known({ ...STARTER, ...change }), clock(hours)).has("tickets")).toBe(passes);
+    // However wrong our own clock is.
+    expect(featuresNow(known({ ...STARTER, ...change }, 5), clock(hours + 5, -5)).has("tickets")).toBe(passes);
   });
 
   it("is nothing that is not true, and nothing without a licence", () => {
     const odd = { ...STARTER, features: { tickets: true, crm: false } };
-    expect([...featuresAt(told(odd, 0, clock(NOON)), NOON)]).toEqual(["tickets"]);
-    expect(featuresAt(told(null, 0, clock(NOON)), NOON).size).toBe(0);
+    expect([...featuresNow(known(odd), clock())]).toEqual(["tickets"]);
+    expect(featuresNow(known(null), clock()).size).toBe(0);
   });
 
-  it("is what the proxy says where the clocks contradict it", () => {
-    const ended = { ...STARTER, validUntil: at(-1) };
-    // Ours is all there is: it is wrong.
-    expect(featuresAt(told(ended, 0, clock(NOON, false)), NOON + 1000 * HOUR).size).toBe(1);
-    // The proxy's is known, not to the millisecond: soon it is asked again.
-    const soon = told(ended, 0, clock(NOON));
-    expect([featuresAt(soon, NOON).size, featuresAt(soon, NOON + 500).size]).toEqual([1, 0]);
-    const nothing = told({ ...ended, features: {} }, 0, clock(NOON, false));
-    expect(nothing.endsAt).toBe(NOON - HOUR);
+  it("is what the proxy says where the clocks contradict it, and that is disputed for a while", () => {
+    const ended = { ...STARTER, validUntil: at(-0.001) };
+    expect(featuresNow(known(ended), clock(1000)).size).toBe(1);
+    expect(isDisputed(known(ended), clock(1000))).toBe(true);
+    expect(isDisputed(known({ ...STARTER, validUntil: at(-1) }), clock())).toBe(false);
+    expect(isDisputed(known({ ...STARTER, validUntil: at(1) }), clock())).toBe(false);
+    expect(isDisputed(known({ ...ended, features: {} }), clock())).toBe(false);
+    // Once the proxy's clock is known, it may turn out that there was nothing to dispute.
+    expect(featuresNow(known(ended), clock(1000, -1)).size).toBe(0);
   });
+
+  it("ends for what was told nobody knows when", () => {
+    const given = { ...known({ ...STARTER, validUntil: at(-1) }), at: Number.NEGATIVE_INFINITY };
+    expect(featuresNow(given, clock()).size).toBe(0);
+  });
+});
+
+it.each<[string, License | null, number, string]>([
+  ["there is none", null, 0, "none"],
+  ["it holds", STARTER, 0, "valid"],
+  ["it has ended since", { ...STARTER, validUntil: at(1) }, 1, "ended"],
+  ["it had ended before", { ...STARTER, features: {}, validUntil: at(-1) }, 0, "ended"],
+  ["it begins", { ...STARTER, features: {}, validFrom: at(1) }, 0, "not_begun"],
+  ["it has begun by another clock", { ...STARTER, validFrom: at(1) }, 0, "valid"],
+  ["it has nothing", { ...STARTER, features: {} }, 0, "valid"],
+])("how it stands: %s", (_, license, hours, standing) => {
+  expect(standingNow(known(license), clock(hours))).toBe(standing);
 });
 
 it.each<[string, Partial<License>, number | null]>([
@@ -49,23 +89,27 @@ it.each<[string, Partial<License>, number | null]>([
   ["its grace ends", { validUntil: at(5), graceUntil: at(9) }, 9],
   ["it has ended", { validUntil: at(-5), features: {} }, null],
 ])("the next turn: %s", (_, change, hours) => {
-  const turn = nextTurn(told({ ...STARTER, ...change }, 0, clock(NOON)), NOON);
+  const turn = nextTurn(known({ ...STARTER, ...change }), clock());
   expect(turn === null ? null : (turn - NOON) / HOUR).toBe(hours);
 });
 
-it.each<[string, number | null, number | null, number, boolean]>([
-  ["a later one", 11, 10, 0, true],
-  ["the same", 10, 10, 0, true],
-  ["an earlier one, from a replica that is behind", 9, 10, 0, false],
-  ["an earlier one, asked for when all had heard", 9, 10, 2000, true],
-  ["none, while a replica may not have heard", null, 10, 1999, false],
-  ["none, asked for when all had heard", null, 10, 2000, true],
-  ["one after there was none", 1, null, 0, true],
-  ["none after none", null, null, 0, true],
-])("%s supersedes what is known: %s after %s", (_, next, known, later, expected) => {
-  const license = (revision: number | null) => revision && { ...STARTER, revision };
-  const before = told(license(known) || null, 5000, clock(NOON));
-  expect(supersedes(license(next) || null, before, 5000 + later)).toBe(expected);
+it.each<[string, number | null, Known, number, boolean]>([
+  ["a later one", 11, known(STARTER), 0, false],
+  ["the same, asked for since", 10, known(STARTER), 0, false],
+  ["the same, asked for before: some of it may have ended since", 10, known(STARTER), -1, true],
+  ["an earlier one", 9, known(STARTER), 0, true],
+  ["none, where there was one", null, known(STARTER), 0, true],
+  ["none after none", null, known(null, 0, 10), 0, false],
+  ["the one that was deleted", 10, known(null, 0, 10), 0, true],
+  ["one that was made after that", 11, known(null, 0, 10), 0, false],
+])("%s is behind: revision %s", (_, next, before, askedAfter, expected) => {
+  const license = next === null ? null : { ...STARTER, revision: next };
+  expect(isBehind(license, before, before.at + askedAfter)).toBe(expected);
+});
+
+it("replicas have agreed two seconds after", () => {
+  const before = known(STARTER);
+  expect([isSettled(before, before.at + 1999), isSettled(before, before.at + 2000)]).toEqual([false, true]);
 });
 
 describe("usage", () => {
@@ -108,21 +152,24 @@ describe("a denial", () => {
     ["of a limit that is gone", limited, used(100), used(100, null), false],
     ["of a limit that stands", limited, used(100), used(100), true],
     ["of a limit that counts anew", limited, used(100), used(0), false],
+    ["of a limit whose use is told late", limited, used(97), used(99), true],
+    ["of a limit whose use was not known", limited, { ...used(0), currentUsage: null }, used(99), true],
   ])("%s", (_, refused, before, after, holds) => {
     expect(stillDenied(new PaymentRequiredError(402, refused), state(before), state(after))).toBe(holds);
   });
 });
 
 describe("the proxy's clock", () => {
-  it("is narrowed down to milliseconds by answers that tell it to the second", () => {
+  it("is narrowed down by answers that tell it to the second, and never too late", () => {
     const ahead = 7 * HOUR + 123;
     const heard = new ServerClock();
-    expect(heard.isKnown).toBe(false);
+    expect(heard.at(5)).toBe(5);
     for (let sent = 0; sent < 60_000; sent += 1237) {
       const written = Math.floor((sent + 20 + ahead) / 1000) * 1000;
       heard.heard(new Date(written).toUTCString(), sent, sent + 40);
+      expect(heard.at(0)).toBeLessThanOrEqual(ahead);
     }
-    expect(Math.abs(heard.now() - Date.now() - ahead)).toBeLessThan(60);
+    expect(ahead - heard.at(0)).toBeLessThan(60);
   });
 
   it("is the latest where one of the clocks was set", () => {
@@ -131,13 +178,45 @@ describe("the proxy's clock", () => {
     heard.heard(new Date(2000 * HOUR).toUTCString(), 0, 10);
     heard.heard(null, 0, 10);
     heard.heard("yesterday", 0, 10);
-    expect(Math.abs(heard.now() - Date.now() - 2000 * HOUR)).toBeLessThan(1000);
+    expect(Math.abs(heard.at(0) - 2000 * HOUR)).toBeLessThan(1000);
   });
 });
 
-it("pauses double up to half a minute, and differ from tab to tab", () => {
-  const longest = [0, 1, 2, 3, 4, 5, 6, 7, 100].map((failed) => backoff(failed, () => 1));
-  expect(longest).toEqual([500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000, 30_000]);
-  expect(backoff(6, () => 0)).toBe(15_000);
+it("pauses are drawn from twice as much each time, up to half a minute", () => {
+  const longest = [0, 1, 2, 3, 4, 5, 6, 100].map((failed) => backoff(failed, () => 1));
+  expect(longest).toEqual([1000, 2000, 4000, 8000, 16_000, 30_000, 30_000, 30_000]);
+  expect(backoff(6, () => 0)).toBe(100);
   expect(new Set(Array.from({ length: 50 }, () => backoff(3))).size).toBeGreaterThan(40);
+});
+
+it("a threshold says nothing of the use of others", () => {
+  const message = { type: "usage_threshold", feature: "crm", percent: 80, used: 8, limit: 10, resetsAt: null } as const;
+  expect(withUsage(STARTER, message).currentUsage).toEqual({ tickets: 3, crm: 8 });
+  expect(withUsage({ ...STARTER, currentUsage: null }, message).currentUsage).toBeNull();
+  expect(usageOf(withUsage(STARTER, message), "constructor").used).toBe(0);
+});
+
+describe("links", () => {
+  it.each<[string, boolean, boolean]>([
+    ["/billing/upgrade?feature=crm", true, true],
+    ["https://shop.test/buy", true, false],
+    ["http://127.0.0.1:8080/", true, false],
+    ["//shop.test/buy", true, false],
+    ["/\\evil.test", true, false],
+    ["/\t/evil.test", true, false],
+    ["javascript:alert(1)", false, false],
+    [" javascript:alert(1)", false, false],
+    ["java\nscript:alert(1)", false, false],
+    ["data:text/html,x", false, false],
+    ["mailto:a@b", false, false],
+    ["relative", false, false],
+    ["", false, false],
+  ])("%j", (url, isLink, isOwn) => {
+    expect([webUrl(url) !== null, isOwnPath(url)]).toEqual([isLink, isOwn]);
+  });
+
+  it("are filled in as the proxy does it, whatever the feature's name is", () => {
+    expect(fillIn("/buy/{feature}?f={feature}", "a b/c")).toBe("/buy/a%20b%2Fc?f=a%20b%2Fc");
+    expect(fillIn("/buy/{feature}", "\ud800")).toBe("/buy/%EF%BF%BD");
+  });
 });
