@@ -199,18 +199,18 @@ export class LicenseClient {
         const denial = (event as CustomEvent).detail;
         if (denial instanceof PaymentRequiredError) this.denied(denial);
       });
-      on(window, "online", () => this.#comeBack());
+      on(window, "online", () => this.#comeBack(true));
       on(window, "focus", () => this.#lookAgain());
       // A page that may be shown again as it was must hold no connection meanwhile.
       on(window, "pagehide", (event) => {
         if ((event as PageTransitionEvent).persisted) this.#socket?.close();
       });
       on(window, "pageshow", (event) => {
-        if ((event as PageTransitionEvent).persisted) this.#comeBack();
+        if ((event as PageTransitionEvent).persisted) this.#comeBack(true);
       });
     }
     if (typeof document !== "undefined") {
-      on(document, "resume", () => this.#comeBack());
+      on(document, "resume", () => this.#comeBack(false));
       on(document, "visibilitychange", () => {
         if (document.visibilityState === "visible") this.#lookAgain();
       });
@@ -248,10 +248,16 @@ export class LicenseClient {
     if (Date.now() - this.#askedAt > FRESH_FOR_MS) void this.#ask();
   }
 
-  /** The page, the machine or the network was away, and anything may have happened meanwhile. */
-  #comeBack(): void {
+  /**
+   * The page, the machine or the network was away, and anything may have happened meanwhile. `anew`: to the connection too,
+   * which nobody need have noticed.
+   */
+  #comeBack(anew: boolean): void {
     this.#reckon();
-    this.#socket?.wake();
+    if (anew && this.#socket) {
+      this.#set({ connection: "reconnecting" });
+      void this.#socket.connect();
+    } else this.#socket?.wake();
     // What was asked before may never be answered.
     this.#leave.abort();
     this.#leave = new AbortController();
@@ -260,13 +266,10 @@ export class LicenseClient {
 
   #tick(passedMs: number): void {
     if (passedMs < 0 || passedMs > ASLEEP_AFTER_MS) {
-      // The machine slept, and nobody knows what became of the connection; or its clock was set, and nothing of what was
-      // told can be dated.
+      // The machine slept; or its clock was set, and nothing of what was told can be dated.
       if (passedMs < 0 && this.#known) this.#known = { ...this.#known, at: Number.NEGATIVE_INFINITY };
       this.#askedAt = Number.NEGATIVE_INFINITY;
-      if (this.#socket) this.#set({ connection: "reconnecting" });
-      void this.#socket?.connect();
-      this.#comeBack();
+      this.#comeBack(true);
       return;
     }
     this.#reckon();
@@ -283,6 +286,7 @@ export class LicenseClient {
       () => this.#api.webSocket as typeof WebSocket,
       {
         opened: (again) => {
+          this.#socketKnows = false;
           this.#set({ connection: "live" });
           this.#doubtSocket(BEGINS_WITHIN_MS);
           if (again) void this.#askAnew();
