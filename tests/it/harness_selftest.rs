@@ -366,30 +366,42 @@ async fn a_killed_test_leaves_no_server_behind() {
         println!("started {} {}", redis.pid(), postgres.pid());
         std::future::pending::<()>().await;
     }
+    let servers = kill_a_copy("harness_selftest::a_killed_test_leaves_no_server_behind", VICTIM);
+    all_end(&servers).await;
+}
+
+/// Runs one of these tests in another process, told by the variable `victim` that it is the one, and kills it when it has
+/// printed `started PID PID …`: those, which were running then.
+pub(crate) fn kill_a_copy(test: &str, victim: &str) -> Vec<u32> {
     let left_behind = server_dir();
-    let mut victim = Command::new(std::env::current_exe().expect("the path of this test binary"))
-        .args(["--exact", "harness_selftest::a_killed_test_leaves_no_server_behind", "--nocapture"])
-        .env(VICTIM, "1")
+    let mut copy = Command::new(std::env::current_exe().expect("the path of this test binary"))
+        .args(["--exact", test, "--nocapture"])
+        .env(victim, "1")
         .env("TMPDIR", left_behind.path())
         .stdout(Stdio::piped())
         .spawn()
         .expect("the test binary runs");
-    let printed = BufReader::new(victim.stdout.take().expect("a pipe"));
+    let printed = BufReader::new(copy.stdout.take().expect("a pipe"));
     let started = printed.lines().map_while(Result::ok).find(|line| line.contains("started ")).expect("it starts");
-    let servers: Vec<&str> = started.split_once("started ").map_or("", |(_, pids)| pids).split(' ').collect();
-    assert!(servers.iter().all(|pid| is_running(pid)), "{started}");
-    victim.kill().expect("SIGKILL");
-    victim.wait().expect("its end");
+    let (_, pids) = started.split_once("started ").expect("it is that line");
+    let pids: Vec<u32> = pids.split(' ').map(|pid| pid.parse().expect("an id")).collect();
+    assert!(pids.iter().all(|pid| is_running(&pid.to_string())), "{started}");
+    copy.kill().expect("SIGKILL");
+    copy.wait().expect("its end");
+    pids
+}
 
+/// Waits until none of these processes is there.
+pub(crate) async fn all_end(pids: &[u32]) {
     let deadline = Instant::now() + Duration::from_secs(10);
-    while servers.iter().any(|pid| is_running(pid)) {
-        assert!(Instant::now() < deadline, "still running: {servers:?}");
+    while pids.iter().any(|pid| is_running(&pid.to_string())) {
+        assert!(Instant::now() < deadline, "still running: {pids:?}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
 /// Whether a process exists that has not ended (one that nobody has waited for yet is a zombie).
-pub(crate) fn is_running(pid: &str) -> bool {
+fn is_running(pid: &str) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     status.lines().any(|line| line.starts_with("State:") && !line.contains("zombie"))
 }

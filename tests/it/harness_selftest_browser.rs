@@ -1,7 +1,5 @@
 //! The harness's browser, tested on small pages; and a proxy that is ended and started again under one of them.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -9,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::harness::process::server_dir;
 use crate::harness::{Browser, Reply, Tab, Upstream, World};
-use crate::harness_selftest::is_running;
+use crate::harness_selftest::{all_end, kill_a_copy};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -288,38 +286,18 @@ async fn no_browser_is_left_behind() {
     if std::env::var_os(VICTIM).is_some() {
         let browser = Browser::start().await;
         browser.tab().await;
-        println!("started {}", json!(browser.pids()));
+        let pids: Vec<_> = browser.pids().iter().map(u32::to_string).collect();
+        println!("started {}", pids.join(" "));
         std::future::pending::<()>().await;
     }
-    let left_behind = server_dir();
-    let mut victim = Command::new(std::env::current_exe().expect("the path of this test binary"))
-        .args(["--exact", "harness_selftest_browser::no_browser_is_left_behind", "--nocapture"])
-        .env(VICTIM, "1")
-        .env("TMPDIR", left_behind.path())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the test binary runs");
-    let printed = BufReader::new(victim.stdout.take().expect("a pipe"));
-    let started = printed.lines().map_while(Result::ok).find(|line| line.contains("started ")).expect("it starts");
-    let (_, pids) = started.split_once("started ").expect("it is that line");
-    let pids: Vec<u32> = serde_json::from_str(pids).expect("a list of ids");
-    assert!(pids.len() > 3 && pids.iter().all(|pid| is_running(&pid.to_string())), "{pids:?}");
-    victim.kill().expect("SIGKILL");
-    victim.wait().expect("its end");
+    let pids = kill_a_copy("harness_selftest_browser::no_browser_is_left_behind", VICTIM);
+    assert!(pids.len() > 3, "{pids:?}");
     all_end(&pids).await;
 
     let browser = Browser::start().await;
     let pids = browser.pids();
     drop(browser);
     all_end(&pids).await;
-}
-
-async fn all_end(pids: &[u32]) {
-    let deadline = Instant::now() + SOON;
-    while pids.iter().any(|pid| is_running(&pid.to_string())) {
-        assert!(Instant::now() < deadline, "still running: {pids:?}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }
 
 #[tokio::test]

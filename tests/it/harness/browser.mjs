@@ -1,7 +1,7 @@
 // The browser of browser.rs: Chromium under Playwright, told what to do over a Unix socket. A connection is one call: a JSON
 // object up to the caller's end of the stream, and one back, `{"value"}` or `{"error", "url", "problems"}`.
 //
-//   node browser.mjs SOCKET CHROMIUM
+//   node browser.mjs SOCKET CHROMIUM FLAG …
 
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -13,22 +13,12 @@ const require = createRequire(new URL("../../../frontend/package.json", import.m
 const { chromium } = require("playwright-core");
 const axe = readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
 
-const [socketPath, executablePath] = process.argv.slice(2);
+const [socketPath, executablePath, ...flags] = process.argv.slice(2);
 const browser = await chromium.launch({
   executablePath,
   headless: true,
   handleSIGTERM: false,
-  args: [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-dev-shm-usage",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--no-proxy-server",
-  ],
+  args: flags,
 });
 // The same on every developer's machine.
 const context = await browser.newContext({ locale: "en-US", timezoneId: "UTC" });

@@ -23,29 +23,27 @@ const DRIVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/harness/brow
 const PLAYWRIGHT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/frontend/node_modules/playwright-core/package.json");
 const AXE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/frontend/node_modules/axe-core/axe.min.js");
 
+/// What every Chromium here is started with: root has no sandbox, and nothing but the tests' pages is to be asked for.
+const FLAGS: [&str; 9] = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--no-proxy-server",
+];
+
 /// The page at this URL as Chromium has it when its scripts have nothing left to wait for, as HTML.
 pub(crate) async fn page(url: &str) -> String {
     let dir = server_dir();
     let profile = format!("--user-data-dir={}", dir.path().join("profile").display());
-    let command = [
-        "chromium",
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--disable-dev-shm-usage",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--no-first-run",
-        "--no-proxy-server",
-        &profile,
-        // Time passes only while no request is under way: that is how long scripts may wait for anything else.
-        "--virtual-time-budget=10000",
-        "--dump-dom",
-        url,
-    ];
-    let command = command.map(str::to_owned);
+    // Time passes only while no request is under way: that is how long scripts may wait for anything else.
+    let of_this_page = ["--headless", &profile, "--virtual-time-budget=10000", "--dump-dom", url];
+    let command: Vec<_> =
+        ["chromium"].iter().chain(&FLAGS).chain(&of_this_page).map(|word| (*word).to_owned()).collect();
     let mut browser = Process::start("chromium", dir.path(), &command, &[], OnOrphaned::Kill, None);
     let status = browser.wait(LIMIT).await;
     assert!(status.success(), "chromium: {status}\n{}", browser.stderr());
@@ -76,7 +74,8 @@ impl Browser {
         let (node, chromium) = (program("node", "nodejs"), program("chromium", "chromium"));
         let dir = server_dir();
         let socket = dir.path().join("driver.sock");
-        let command = [node.as_path(), Path::new(DRIVER), &socket, &chromium].map(|word| word.display().to_string());
+        let driver = [node.as_path(), Path::new(DRIVER), &socket, &chromium].map(|word| word.display().to_string());
+        let command: Vec<_> = driver.into_iter().chain(FLAGS.map(str::to_owned)).collect();
         // The profile is kept with the rest.
         let envs = [("TMPDIR".to_owned(), dir.path().display().to_string())];
         let driver = Process::start("browser", dir.path(), &command, &envs, OnOrphaned::Kill, None);

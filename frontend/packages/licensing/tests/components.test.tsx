@@ -59,6 +59,17 @@ describe("useLicense", () => {
     return <p>{[status, isLoading, license?.planTier ?? "none", hasFeature("crm")].join(" ")}</p>;
   }
 
+  /** A component, and the plan that it has at each render. */
+  function recorder() {
+    const seen: string[] = [];
+    function Recorded() {
+      const { license, isLoading } = useLicense();
+      seen.push(isLoading ? "loading" : (license?.planTier ?? "none"));
+      return null;
+    }
+    return { seen, Recorded };
+  }
+
   it.each([
     ["useLicense", () => useLicense()],
     ["useFeature", () => useFeature("crm")],
@@ -86,12 +97,7 @@ describe("useLicense", () => {
 
   it("begins anew for another tenant, and shows nothing of the one before", async () => {
     const world = new World();
-    const seen: string[] = [];
-    function Recorded() {
-      const { license, isLoading } = useLicense();
-      seen.push(isLoading ? "loading" : (license?.planTier ?? "none"));
-      return null;
-    }
+    const { seen, Recorded } = recorder();
     const { rerender } = await ready(world, <Recorded />);
     await tell(world, professional());
     seen.length = 0;
@@ -110,12 +116,7 @@ describe("useLicense", () => {
 
   it("shows another tenant nothing of what the first was given at the start", async () => {
     const world = new World();
-    const seen: string[] = [];
-    function Recorded() {
-      const { license, isLoading } = useLicense();
-      seen.push(isLoading ? "loading" : (license?.planTier ?? "none"));
-      return null;
-    }
+    const { seen, Recorded } = recorder();
     const page = (tenantId: string, webSocketUrl?: null) => (
       <LicenseProvider
         {...world.options}

@@ -72,3 +72,13 @@ it("every name that is exported is in the README", () => {
   expect(values.length).toBeGreaterThan(8);
   expect(values.filter((name) => !readme.includes(name))).toEqual([]);
 });
+
+it("its version is the proxy's, and the portal is built on it", () => {
+  const version = readFileSync(at("../../../../Cargo.toml"), "utf8").match(
+    /^\[workspace.package\]\nversion = "(.*)"$/m,
+  )?.[1];
+  const stated = (path: string) => JSON.parse(readFileSync(at(path), "utf8"));
+  expect(version).toBeTruthy();
+  expect(stated("../package.json").version).toBe(version);
+  expect(stated("../../../apps/customer/package.json").dependencies["@dotmac/licensing"]).toBe(version);
+});
