@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::{Site, WATCH, connected, features, history, set, shown};
+use crate::harness::RawClient;
 use crate::harness::world::FEATURES;
 
 /// Over two hundred.
@@ -131,6 +132,33 @@ async fn each_of_two_hundred_sql_changes_is_seen_within_a_second() {
     // Page and gate never showed anything else meanwhile, and the page was told, not asked.
     assert_eq!(history(&tab).await, expected);
     assert_eq!(tab.requests("/license").await.len(), asked);
+}
+
+/// The upgrade is made by somebody else, through another replica than the page is connected to.
+#[tokio::test]
+async fn an_upgrade_through_another_replica_is_seen() {
+    let site = Site::start().await;
+    let replica = site.world.second_replica().await;
+    replica.live().await;
+    let tenant = site.world.tenant("starter").await;
+    let tab = site.open(tenant, "/crm").await;
+    tab.wait_for_text("CRM is not in your plan").await;
+    let body = r#"{"new_plan":"enterprise"}"#;
+    let request = format!(
+        "POST /license/upgrade HTTP/1.1\r\nHost: app\r\nAuthorization: Bearer {}\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        site.token(tenant),
+        body.len()
+    );
+    let mut client = RawClient::connect(replica.address()).await;
+    client.send(request).await.expect("open");
+    let answer = client.response().await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let since = Instant::now();
+    let bought = set(&FEATURES);
+    site.shows(&tab, tenant, &bought, since, "the plan is bought").await;
+    tab.wait_for_text("/api/v1/crm → 200").await;
+    assert_eq!(history(&tab).await, [set(&["tickets"]), bought]);
 }
 
 #[tokio::test]
