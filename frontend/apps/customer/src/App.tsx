@@ -1,4 +1,5 @@
 import { NAVIGATION, PaymentRequiredPrompt, useLicense, useNavigation } from "@dotmac/licensing";
+import { useEffect } from "react";
 import { Link, Route, Switch, useLocation } from "wouter";
 import { Dashboard } from "./Dashboard.js";
 import { Module } from "./Module.js";
@@ -9,6 +10,11 @@ type Tenants = NonNullable<Settings["tenants"]>;
 
 export function App({ tenants }: { readonly tenants: Tenants }) {
   const { license, error, isLoading } = useLicense();
+  const [location] = useLocation();
+  const place = NAVIGATION.find(({ path }) => path === location)?.label ?? "Plans";
+  useEffect(() => {
+    document.title = `${place} – DotMac portal`;
+  }, [place]);
   if (isLoading && error?.reason === "tenant_missing") return <SignIn tenants={tenants} />;
   return (
     <>
@@ -22,7 +28,6 @@ export function App({ tenants }: { readonly tenants: Tenants }) {
       <div className="columns">
         <Navigation />
         <main id="content" tabIndex={-1}>
-          <PaymentRequiredPrompt />
           <Switch>
             <Route path="/">
               <Dashboard />
@@ -39,6 +44,7 @@ export function App({ tenants }: { readonly tenants: Tenants }) {
               <h1>There is no such page</h1>
             </Route>
           </Switch>
+          <PaymentRequiredPrompt />
         </main>
       </div>
     </>

@@ -26,7 +26,7 @@ function Action({ label, method, path }: { readonly label: string; readonly meth
   const { run, outcome, isPending } = useAction(method, path);
   return (
     <div className="action">
-      <button type="button" onClick={run} disabled={isPending}>
+      <button type="button" onClick={isPending ? undefined : run} aria-disabled={isPending}>
         {label}
       </button>
       <output aria-label={`Outcome of: ${label}`} data-status={outcome?.status}>

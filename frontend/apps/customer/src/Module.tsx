@@ -9,10 +9,10 @@ export function Module({ entry }: { readonly entry: NavigationEntry }) {
     <>
       <h1>{label}</h1>
       {feature === undefined ? (
-        <Content key={id} path={`/api/v1/${id}`} />
+        <Content path={`/api/v1/${id}`} />
       ) : (
         <FeatureGate feature={feature} loading={<p role="status">Your licence is being looked up.</p>}>
-          {() => <Content key={id} path={`/api/v1/${feature}`} />}
+          {() => <Content path={`/api/v1/${feature}`} />}
         </FeatureGate>
       )}
     </>

@@ -16,7 +16,10 @@ export function PaymentRequiredPrompt({
   readonly className?: string | undefined;
 }) {
   const denial = useLicenseState("PaymentRequiredPrompt", ({ denial }) => denial);
-  return denial === null ? null : <Denied key={denial.requestId} denial={denial} className={className} />;
+  // Who is denied the same again keeps the prompt, and what has the focus in it.
+  return denial === null ? null : (
+    <Denied key={`${denial.reason} ${denial.feature}`} denial={denial} className={className} />
+  );
 }
 
 function Denied({ denial, className }: { readonly denial: PaymentRequiredError; readonly className: string }) {

@@ -47,7 +47,7 @@ export interface UpgradePromptProps {
  * Says which feature is missing and why, which plans have it, and leads to where they are sold. That somebody follows the
  * link is reported to the proxy, wherever it leads.
  */
-export function UpgradePrompt(props: UpgradePromptProps): ReactElement {
+export function UpgradePrompt(props: UpgradePromptProps): ReactElement | null {
   const { feature, denial, headingLevel = 2, className = "dotmac-upgrade-prompt", urgency = "polite" } = props;
   const content = useContent(feature, denial);
   const provided = useProvided("UpgradePrompt");
@@ -56,8 +56,11 @@ export function UpgradePrompt(props: UpgradePromptProps): ReactElement {
   // A router leads to the application's own pages only.
   const Link = isOwnPath(upgradeUrl) ? provided.Link : "a";
   const id = useId();
+  // While nothing is known, nothing is missing.
+  const isKnown = useLicenseState("UpgradePrompt", ({ status }) => status === "ready") || denial !== undefined;
   const pause = denial ? 0 : SPEAKS_AFTER_MS;
   useEffect(() => {
+    if (!isKnown) return;
     let takeBack = () => {};
     const timer = setTimeout(() => {
       takeBack = announce(`${title}. ${text}`, urgency);
@@ -66,7 +69,8 @@ export function UpgradePrompt(props: UpgradePromptProps): ReactElement {
       clearTimeout(timer);
       takeBack();
     };
-  }, [announce, title, text, urgency, pause]);
+  }, [announce, title, text, urgency, pause, isKnown]);
+  if (!isKnown) return null;
   if (props.children) return <>{props.children(content)}</>;
   const Heading = `h${headingLevel}` as const;
   return (

@@ -92,11 +92,12 @@ export class LicenseApi {
     const abort = () => aborter.abort();
     const timer = setTimeout(abort, ANSWER_WITHIN_MS);
     leave?.addEventListener("abort", abort);
+    if (leave?.aborted) abort();
     try {
       // A token or a body that never comes hears of no signal.
       return await Promise.race([this.#exchange(below, init, aborter.signal), given]);
     } catch (cause) {
-      throw new LicenseError("The licence could not be asked for.", null, null, cause);
+      throw new LicenseError("There was no answer.", null, null, cause);
     } finally {
       clearTimeout(timer);
       leave?.removeEventListener("abort", abort);

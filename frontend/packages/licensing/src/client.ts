@@ -12,6 +12,7 @@ import { isObject, readLicense, readMessage, readOffers } from "./read.js";
 import { ReconnectingSocket } from "./socket.js";
 import {
   featuresNow,
+  hasWanted,
   initialState,
   isBehind,
   isDisputed,
@@ -60,7 +61,7 @@ const LONGEST_TIMER_MS = 2 ** 31 - 1;
 /** How long what is for sale is not asked for again. */
 const OFFERS_FRESH_FOR_MS = 5 * 60_000;
 
-type Timer = "turn" | "recheck" | "doubt" | "soon" | "retry";
+type Timer = "turn" | "recheck" | "doubt" | "soon" | "retry" | "offers";
 
 export class LicenseClient {
   /** The state before anything was heard: what a server renders, and a browser while it takes that over. */
@@ -125,8 +126,7 @@ export class LicenseClient {
     this.#reckon();
     if (this.#api.webSocket === undefined) this.#poll();
     else this.#openSocket();
-    // Of an earlier start something may be under way, which was given up.
-    void this.#askAnew();
+    void this.#ask();
     return () => this.#stop();
   }
 
@@ -165,8 +165,10 @@ export class LicenseClient {
     const answer = await this.#api.ask("/plans").catch(() => null);
     const offers = answer?.status === 200 ? readOffers(answer.body) : undefined;
     if (offers && !same(offers, this.#state.offers)) this.#set({ offers });
-    // Who asks next time may have more luck.
-    if (answer === null || answer.status >= 500) this.#offersAskedAt = Number.NEGATIVE_INFINITY;
+    // 404: a proxy that does not tell. All else may go better next time.
+    if (answer?.status === 200 || answer?.status === 404) return;
+    this.#offersAskedAt = Number.NEGATIVE_INFINITY;
+    this.#after("offers", POLL_EVERY_MS, () => void this.loadOffers());
   };
 
   /** A call was refused: what the page shows is out of date, or its user has met a limit. */
@@ -261,7 +263,7 @@ export class LicenseClient {
     // What was asked before may never be answered.
     this.#leave.abort();
     this.#leave = new AbortController();
-    void this.#askAnew();
+    void this.#ask();
   }
 
   #tick(passedMs: number): void {
@@ -318,15 +320,18 @@ export class LicenseClient {
 
   #hearFromSocket(license: License | null): void {
     const now = Date.now();
-    if (!this.#socketKnows && this.#known && isBehind(license, this.#known, now) && !isSettled(this.#known, now)) {
+    const known = this.#known;
+    const isDoubtful = !this.#socketKnows && known !== null && isBehind(license, known, now);
+    if (isDoubtful && !isSettled(known, now)) {
       // Another replica is ahead of this one, which will hear of it, and tell; or it is the other way round.
-      if (!same(license, this.#known.license)) this.#doubtSocket(TELLS_WITHIN_MS);
+      this.#doubtSocket(TELLS_WITHIN_MS);
       return;
     }
     this.#socketKnows = true;
     this.#clear("doubt");
     this.#accept(license, now);
     this.#tellTabs(license);
+    if (isDoubtful) this.#recheck();
   }
 
   #hearOfUsage(message: ThresholdMessage): void {
@@ -365,7 +370,7 @@ export class LicenseClient {
 
   /** Ask anew, but not again and again, however often there is reason to. */
   #askSoon(): void {
-    const pause = this.#askedAt + ASK_EVERY_MS - Date.now();
+    const pause = Math.min(this.#askedAt + ASK_EVERY_MS - Date.now(), ASK_EVERY_MS);
     if (pause <= 0) void this.#askAnew();
     else if (!this.#timers.has("soon")) this.#after("soon", pause, () => void this.#askAnew());
   }
@@ -391,7 +396,8 @@ export class LicenseClient {
       this.#hear(license, answer.askedAt);
       this.#remedy(answer.askedAt);
     } catch (error) {
-      if (signal.aborted) return;
+      // Given up: whoever waits, waits for the next one.
+      if (signal.aborted) return this.#isRunning ? this.#fetchLicense() : undefined;
       this.#fail(error instanceof LicenseError ? error : new LicenseError(String(error), null, null, error));
       this.#after("retry", backoff(this.#failed), () => void this.#ask());
       this.#failed += 1;
@@ -452,9 +458,8 @@ export class LicenseClient {
 
   /** What was asked for long enough after a denial, and has the feature, has remedied it: a replica had not heard yet. */
   #remedy(askedAt: number): void {
-    const { denial, features } = this.#state;
-    const isRemedied = denial?.feature && features.has(denial.feature) && denial.reason !== "usage_limit_exceeded";
-    if (isRemedied && askedAt - this.#deniedAt >= SETTLING_MS) this.dismiss();
+    const { denial } = this.#state;
+    if (denial && hasWanted(denial, this.#state) && askedAt - this.#deniedAt >= SETTLING_MS) this.dismiss();
   }
 
   #fail(error: LicenseError): void {
@@ -472,6 +477,8 @@ export class LicenseClient {
     const isDue = this.#turnsAt <= this.#clock.now();
     if (this.#known) this.#show(this.#known, this.#state.error);
     this.#setTurn();
+    const { denial } = this.#state;
+    if (denial?.resetsAt && denial.resetsAt.getTime() <= this.#clock.now()) this.dismiss();
     if (isDue) this.#askSoon();
   }
 

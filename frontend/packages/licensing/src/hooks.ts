@@ -96,8 +96,7 @@ export function useUpgrade(): UpgradeHook {
       try {
         return await client.upgrade(plan);
       } catch (cause) {
-        const error =
-          cause instanceof LicenseError ? cause : new LicenseError("The upgrade could not be made.", null, null, cause);
+        const error = cause instanceof LicenseError ? cause : new LicenseError(String(cause), null, null, cause);
         setFailed({ client, error });
         return null;
       } finally {

@@ -8,8 +8,11 @@ const OPEN_WITHIN_MS = 10_000;
 /** How long an attempt is left alone although there is reason to try again. */
 const PATIENCE_MS = 2000;
 
-/** How long a connection must have held for the next one to be tried without a pause for those that failed before. */
-const STEADY_AFTER_MS = 10_000;
+/**
+ * How long a connection must have held for the next one to be tried without a pause for those that failed before: more than it
+ * may take to tell anything, since one that tells nothing was no success.
+ */
+const STEADY_AFTER_MS = 15_000;
 
 /** How often something is said on an open connection: where the other end is gone, the network says so. */
 const ALIVE_EVERY_MS = 45_000;
@@ -26,7 +29,7 @@ export interface Dial {
 }
 
 export interface SocketHandlers {
-  /** A connection is open. `again`: it is not the first, so changes may have been missed. */
+  /** A connection is open. `again`: another was before, or could not be opened, so changes may have been missed. */
   opened(again: boolean): void;
   /** A connection that was open is gone, or one could not be opened. */
   lost(wasOpen: boolean): void;

@@ -38,7 +38,7 @@ export interface LicenseState {
   readonly features: ReadonlySet<string>;
   readonly standing: Standing;
   readonly connection: Connection;
-  /** Why it could not be asked for the last time; null: it could. What was known before still stands. */
+  /** Why it could not be asked for the last time; null: it could, or has been told since. What was known still stands. */
   readonly error: LicenseError | null;
   /** The latest 402 that nobody has dismissed and nothing has remedied. */
   readonly denial: PaymentRequiredError | null;
@@ -134,15 +134,17 @@ export function withUsage(license: License, { feature, used }: ThresholdMessage)
   return currentUsage === null ? license : { ...license, currentUsage: { ...currentUsage, [feature]: used } };
 }
 
+/** Whether a licence has what a call was denied for want of. */
+export function hasWanted(denial: PaymentRequiredError, { license, features }: LicenseState): boolean {
+  const { feature, reason } = denial;
+  if (license === null || feature === null) return license !== null;
+  if (reason !== "usage_limit_exceeded") return features.has(feature);
+  return (usageOf(license, feature).limit ?? Infinity) > (denial.limit ?? 0);
+}
+
 /** Whether a denial still holds of a licence that has become another one. */
 export function stillDenied(denial: PaymentRequiredError, before: LicenseState, after: LicenseState): boolean {
-  const { feature } = denial;
-  if (feature === null || after.license === null) return true;
-  if (denial.reason !== "usage_limit_exceeded") return !after.features.has(feature) || before.features.has(feature);
-  const [was, is] = [usageOf(before.license, feature), usageOf(after.license, feature)];
-  const hasMore = is.limit === null || is.limit > (denial.limit ?? 0);
-  const beganAnew = was.used !== null && is.used !== null && is.used < was.used;
-  return !hasMore && !beganAnew;
+  return !hasWanted(denial, after) || hasWanted(denial, before);
 }
 
 /** How much of a feature is used, and how much may be. */

@@ -314,6 +314,54 @@ describe("listening", () => {
     expect(world.socket.sent.length).toBe(1);
   });
 
+  it("is not met every few seconds by a gateway that opens and relays nothing", async () => {
+    const world = new World();
+    begin(world);
+    await pass();
+    let opened: unknown;
+    for (let second = 0; second < 600; second += 1) {
+      if (world.socket !== opened) {
+        opened = world.socket;
+        world.socket.open();
+      }
+      await pass(1000);
+    }
+    expect(world.sockets.length).toBeLessThan(30);
+  });
+
+  it("costs one request to begin with, though the WebSocket be the quicker", async () => {
+    const world = new World();
+    let answer: (response: Response) => void = () => {};
+    world.answers["/license"] = () => new Promise((resolve) => (answer = resolve));
+    begin(world);
+    await pass(10);
+    world.socket.begin(STARTER);
+    await pass(10);
+    answer(json(200, STARTER));
+    await pass(5000);
+    expect(world.asks).toBe(1);
+  });
+
+  it("opens nothing for whoever has ended while a token was waited for", async () => {
+    const given: ((token: string) => void)[] = [];
+    const world = new World({ token: () => new Promise((resolve) => given.push(resolve)) });
+    const end = new LicenseClient(world.options).start();
+    await pass();
+    end();
+    for (const give of given) give("jwt");
+    await pass();
+    expect(world.sockets.length).toBe(0);
+  });
+
+  it("asks nothing in a hidden tab where there is no WebSocket", async () => {
+    const world = new World();
+    begin(world, { webSocketUrl: null });
+    await pass();
+    vi.spyOn(document, "visibilityState", "get").mockReturnValue("hidden");
+    await pass(20 * 60_000);
+    expect(world.asks).toBe(1);
+  });
+
   it("asks every half minute where there is no WebSocket", async () => {
     const world = new World();
     const client = begin(world, { webSocketUrl: null });
@@ -413,6 +461,16 @@ describe("of two answers", () => {
     await pass(2000 + 1000);
     expect(dead?.closed).toBe(true);
     expect(world.sockets.length).toBe(2);
+  });
+
+  it("an older one that a new connection tells is doubted at once", async () => {
+    const world = new World();
+    world.license = professional(20);
+    const client = begin(world);
+    await pass(3000);
+    world.socket.begin(STARTER);
+    await pass(60_000);
+    expect(features(client)).toEqual(["crm", "tickets"]);
   });
 
   it("and so does one that has opened and tells nothing", async () => {
@@ -616,16 +674,30 @@ describe("around the page", () => {
     expect(client.getState().license).toBeNull();
   });
 
-  it("what was asked before the network was away does not keep anyone waiting", async () => {
+  it("what was asked before the network was away keeps nobody waiting, and is answered all the same", async () => {
     const { world, client } = await settled();
     world.answers["/license"] = () => new Promise(() => {});
-    void client.refresh();
+    const asked = client.refresh().then(() => features(client));
     await pass(100);
     world.answers = {};
     world.license = professional();
     window.dispatchEvent(new Event("online"));
     await pass();
-    expect(features(client)).toEqual(["crm", "tickets"]);
+    expect(await asked).toEqual(["crm", "tickets"]);
+  });
+
+  it("what was asked while it was ended does not delay its beginning", async () => {
+    const world = new World();
+    const client = new LicenseClient(world.options);
+    client.start()();
+    await pass();
+    world.answers["/license"] = () => new Promise(() => {});
+    void client.refresh();
+    await pass(100);
+    world.answers = {};
+    ends.push(client.start());
+    await pass(100);
+    expect(client.getState().status).toBe("ready");
   });
 
   it("a page that may be shown again as it was holds no connection, and catches up", async () => {
@@ -687,7 +759,8 @@ describe("tabs", () => {
     await vi.waitFor(() => expect(features(stranger)).toEqual(["tickets"]));
     const asks = other.asks;
     one.socket.begin(professional());
-    await new Promise((resolve) => setTimeout(resolve, 100));
+    // Longer than a tab waits before it asks once more.
+    await new Promise((resolve) => setTimeout(resolve, 1300));
     expect(other.asks).toBe(asks);
   });
 });
@@ -732,6 +805,20 @@ describe("a denial", () => {
     world.socket.tell(professional());
     client.denied(new PaymentRequiredError(402, REFUSAL));
     await pass(5000);
+    expect(client.getState().denial).toBeNull();
+  });
+
+  it("of a limit goes when counting begins anew, and no sooner, whatever is told of its use meanwhile", async () => {
+    const world = new World();
+    const { client } = await settled(world);
+    const resets_at = new Date(NOON + 60_000).toISOString();
+    const limited = { ...REFUSAL, feature: "tickets", reason: "usage_limit_exceeded", limit: 100, used: 100 } as const;
+    const told = { type: "usage_threshold", feature: "tickets", percent: 100, used: 100, limit: 100 };
+    world.socket.say({ ...told, resetsAt: resets_at });
+    client.denied(new PaymentRequiredError(402, { ...limited, resets_at }));
+    await pass(50_000);
+    expect(client.getState().denial).not.toBeNull();
+    await pass(10_000);
     expect(client.getState().denial).toBeNull();
   });
 
@@ -807,11 +894,12 @@ it("a base may have a path, for both ways", async () => {
 
 it("what is for sale is asked for once, and again after a failure", async () => {
   const { world, client } = await settled();
-  world.answers["/license/plans"] = () => json(503, {});
+  world.answers["/license/plans"] = () => json(401, { ...REFUSAL, reason: "tenant_missing" });
   await client.loadOffers();
   expect(client.getState().offers).toBeNull();
   world.answers = {};
-  await client.loadOffers();
+  // Though nobody asks anew.
+  await pass(30_000);
   expect(client.getState().offers).toEqual(world.offers);
   const asked = world.asked.length;
   await client.loadOffers();

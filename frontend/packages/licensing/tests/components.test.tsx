@@ -312,6 +312,16 @@ describe("UpgradePrompt", () => {
     expect(screen.getByRole("status").textContent).toBe("");
   });
 
+  it("says nothing while nothing is known", async () => {
+    const world = new World({ fetch: () => new Promise(() => {}) });
+    show(world, <UpgradePrompt feature="crm" />);
+    await act(async () => {
+      await new Promise((resolve) => setTimeout(resolve, 600));
+    });
+    expect(screen.queryByRole("article")).toBeNull();
+    expect(screen.getByRole("status").textContent).toBe("");
+  });
+
   it("takes other words and another link", async () => {
     const Link = ({ href, children }: { href: string; children?: ReactNode }) => <a href={`/app${href}`}>{children}</a>;
     await ready(new World(), <UpgradePrompt feature="crm" headingLevel={4} className="mine" />, {
@@ -484,6 +494,20 @@ describe("PaymentRequiredPrompt", () => {
     expect(screen.queryByRole("complementary")).toBeNull();
     expect(document.activeElement).toBe(screen.getByText("work"));
     expect(screen.getByRole("alert").textContent).toBe("");
+  });
+
+  it("stays as it is for who is denied the same again and again", async () => {
+    const user = userEvent.setup();
+    await denied();
+    await user.tab();
+    await vi.waitFor(() => expect(screen.getByRole("alert").textContent).toContain("CRM"));
+    const said = screen.getByRole("alert").firstElementChild;
+    await act(async () => {
+      await paymentRequired(refusal({ request_id: "r-2" }));
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    });
+    expect(document.activeElement).toBe(screen.getByRole("link"));
+    expect(screen.getByRole("alert").firstElementChild).toBe(said);
   });
 
   it("goes by Escape, and by an upgrade, and gives the focus back either way", async () => {

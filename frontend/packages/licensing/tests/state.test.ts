@@ -15,7 +15,7 @@ import {
   usageOf,
   withUsage,
 } from "../src/state.js";
-import type { License } from "../src/types.js";
+import type { License, Refusal } from "../src/types.js";
 import { fillIn, isOwnPath, webUrl } from "../src/urls.js";
 import { professional, REFUSAL, STARTER } from "./world.js";
 
@@ -143,7 +143,7 @@ describe("a denial", () => {
     usageLimits: { tickets: limit },
     currentUsage: { tickets },
   });
-  it.each<[string, typeof REFUSAL, License | null, License | null, boolean]>([
+  it.each<[string, Refusal, License | null, License | null, boolean]>([
     ["of a feature that is bought", REFUSAL, STARTER, professional(), false],
     ["while the page was wrong", REFUSAL, professional(), professional(12), true],
     ["and is still missing", REFUSAL, STARTER, { ...STARTER, revision: 12 }, true],
@@ -151,7 +151,9 @@ describe("a denial", () => {
     ["of a limit that was raised", limited, used(100), used(100, 500), false],
     ["of a limit that is gone", limited, used(100), used(100, null), false],
     ["of a limit that stands", limited, used(100), used(100), true],
-    ["of a limit that counts anew", limited, used(100), used(0), false],
+    ["of a limit whose count is told to be lower: it is told late", limited, used(100), used(97), true],
+    ["of a limit that was lowered, which is told late", limited, used(100, 500), used(100), true],
+    ["without a feature, once there is a licence", { ...REFUSAL, feature: null }, null, STARTER, false],
     ["of a limit whose use is told late", limited, used(97), used(99), true],
     ["of a limit whose use was not known", limited, { ...used(0), currentUsage: null }, used(99), true],
   ])("%s", (_, refused, before, after, holds) => {
