@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{CONVERSION, World, ask, becomes, click, clicked, denied, early_in_the_minute, post, prompt, world};
+use super::{CONVERSION, World, ask, click, clicked, denied, early_in_the_minute, post, prompt, world};
 use crate::harness::jwt::{self, Signer};
 use crate::harness::{Proxy, client};
 
@@ -30,9 +30,9 @@ async fn a_frontend_tells_of_a_click() {
     for feature in ["crm", "projects"] {
         denied(&world.proxy, feature, other, 1).await;
     }
-    becomes(&world.database, "SELECT count(*) FROM feature_denial_events", "4").await;
+    world.database.becomes("SELECT count(*) FROM feature_denial_events", "4").await;
     clicked(&world.proxy, "crm", tenant).await;
-    becomes(&world.database, &followed(tenant), "crm").await;
+    world.database.becomes(&followed(tenant), "crm").await;
     assert_eq!(world.database.value(&followed(other)).await.as_deref(), Some(""));
     assert_eq!(world.database.value(CONVERSION).await.as_deref(), Some("0.25"));
     // What is older than a day was not what they clicked.
@@ -44,7 +44,7 @@ async fn a_frontend_tells_of_a_click() {
     world.database.execute(&earlier).await;
     clicked(&world.proxy, "crm", other).await;
     let marked = "SELECT count(*) FILTER (WHERE clicked_upgrade) || ' of ' || count(*) FROM feature_denial_events";
-    becomes(&world.database, marked, "4 of 8").await;
+    world.database.becomes(marked, "4 of 8").await;
     assert_eq!(world.database.value(CONVERSION).await.as_deref(), Some("0.5"));
     let first = format!("SELECT max(clicked_at)::text FROM feature_denial_events WHERE tenant_id = '{tenant}'");
     let at = world.database.value(&first).await;
@@ -52,7 +52,7 @@ async fn a_frontend_tells_of_a_click() {
     // The next flush has come and gone with a click of somebody else's.
     denied(&world.proxy, "fieldops", other, 1).await;
     clicked(&world.proxy, "fieldops", other).await;
-    becomes(&world.database, &followed(other), "crm crm crm fieldops").await;
+    world.database.becomes(&followed(other), "crm crm crm fieldops").await;
     assert_eq!(world.database.value(&first).await, at, "the first click counts");
     assert_eq!(world.upstream.count(), 0, "the backend hears nothing of it");
 }
@@ -100,7 +100,7 @@ async fn what_is_no_click() {
     let answer = client::request(world.proxy.address(), "GET", path, &[own]).await;
     assert_eq!((answer.status, answer.header("Allow")), (405, Some("POST")));
     denied(&world.proxy, "fieldops", tenant, 1).await;
-    becomes(&world.database, "SELECT count(*) FROM feature_denial_events", "2").await;
+    world.database.becomes("SELECT count(*) FROM feature_denial_events", "2").await;
     assert_eq!(world.database.value("SELECT count(*) FROM upgrade_marks").await.as_deref(), Some("0"));
 
     // A page of a listed origin may, with its visitor's cookie, once the browser has asked.
@@ -111,7 +111,7 @@ async fn what_is_no_click() {
     assert_eq!((preflight.status, allowed), (204, [Some("https://app.example.com"), Some("content-type")]));
     let answer = post(&world.proxy, path, &[JSON, cookie, origin], good).await;
     assert_eq!((answer.status, answer.header("Access-Control-Allow-Origin")), (204, Some("https://app.example.com")));
-    becomes(&world.database, &followed(tenant), "crm").await;
+    world.database.becomes(&followed(tenant), "crm").await;
     assert_eq!(world.upstream.count(), 0);
 }
 
@@ -155,14 +155,14 @@ async fn the_link_is_seen_on_its_way() {
     // Nobody's.
     assert_eq!(client::request(world.proxy.address(), "GET", page, &[]).await.status, 200);
     for (number, (tenant, expected)) in tenants.iter().enumerate() {
-        becomes(&world.database, &followed(*tenant), expected).await;
+        world.database.becomes(&followed(*tenant), expected).await;
         assert_eq!(world.database.value(&followed(*tenant)).await.as_deref(), Some(*expected), "{:?}", cases[number]);
     }
     // Everything before this one is written.
     let last = world.tenant("starter").await;
     denied(&world.proxy, "crm", last, 1).await;
     clicked(&world.proxy, "crm", last).await;
-    becomes(&world.database, &followed(last), "crm").await;
+    world.database.becomes(&followed(last), "crm").await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     let all = "SELECT count(*) FROM feature_denial_events WHERE clicked_upgrade";
     assert_eq!(world.database.value(all).await.as_deref(), Some("5"));
@@ -175,18 +175,18 @@ async fn a_click_elsewhere_before_the_denial_is_written() {
     let quick = prompt(world.builder.clone()).start().await;
     let tenant = world.tenant("starter").await;
     early_in_the_minute(25).await;
-    becomes(&world.database, "SELECT count(*) FROM feature_denial_events", "0").await;
+    world.database.becomes("SELECT count(*) FROM feature_denial_events", "0").await;
     denied(&world.proxy, "crm", tenant, 2).await;
     clicked(&quick, "crm", tenant).await;
-    becomes(&world.database, "SELECT count(*) FROM upgrade_marks WHERE clicked_at IS NOT NULL", "1").await;
+    world.database.becomes("SELECT count(*) FROM upgrade_marks WHERE clicked_at IS NOT NULL", "1").await;
     let order = "SELECT string_agg(count || ' ' || clicked_upgrade || ' ' || (created_at > clicked_at), ', ')
                    FROM feature_denial_events";
-    becomes(&world.database, order, "2 true true").await;
+    world.database.becomes(order, "2 true true").await;
     // And the other way around.
     denied(&quick, "fieldops", tenant, 1).await;
-    becomes(&world.database, "SELECT count(*) FROM feature_denial_events", "2").await;
+    world.database.becomes("SELECT count(*) FROM feature_denial_events", "2").await;
     clicked(&world.proxy, "fieldops", tenant).await;
-    becomes(&world.database, &followed(tenant), "crm fieldops").await;
+    world.database.becomes(&followed(tenant), "crm fieldops").await;
 }
 
 /// A click is not lost since Postgres is away, and no number of them is felt there.
@@ -196,12 +196,12 @@ async fn clicks_wait_and_no_flood_reaches_postgres() {
     let world = World::start_with(|builder| builder.set("/usage/flush_interval", "500ms")).await;
     let tenant = world.tenant("starter").await;
     denied(&world.proxy, "crm", tenant, 1).await;
-    becomes(&world.database, "SELECT count(*) FROM feature_denial_events", "1").await;
+    world.database.becomes("SELECT count(*) FROM feature_denial_events", "1").await;
     world.postgres_wire.cut().await;
     clicked(&world.proxy, "crm", tenant).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     world.postgres_wire.restore();
-    becomes(&world.database, &followed(tenant), "crm").await;
+    world.database.becomes(&followed(tenant), "crm").await;
 
     world.postgres_wire.reset();
     let begun = std::time::Instant::now();
@@ -227,7 +227,7 @@ async fn clicks_wait_and_no_flood_reaches_postgres() {
     }
     let other = world.tenant("starter").await;
     clicked(&world.proxy, "crm", other).await;
-    becomes(&world.database, &format!("SELECT count(*) FROM upgrade_marks WHERE tenant_id = '{other}'"), "1").await;
+    world.database.becomes(&format!("SELECT count(*) FROM upgrade_marks WHERE tenant_id = '{other}'"), "1").await;
     assert_eq!(world.database.value("SELECT count(*) FROM upgrade_marks").await.as_deref(), Some("2"));
 }
 
@@ -250,7 +250,7 @@ async fn clicks_after_the_tables_were_dropped() {
     let mut world = World::start_with(|builder| prompt(builder).set("/shutdown/drain", "0s")).await;
     let tenant = world.tenant("starter").await;
     denied(&world.proxy, "crm", tenant, 1).await;
-    becomes(&world.database, "SELECT count(*) FROM feature_denial_events", "1").await;
+    world.database.becomes("SELECT count(*) FROM feature_denial_events", "1").await;
     world.database.execute("DROP TABLE tenant_licenses, feature_usage CASCADE").await;
     clicked(&world.proxy, "crm", tenant).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -300,7 +300,7 @@ async fn an_upgrade_marks_the_denials_that_it_answers() {
             denied(&world.proxy, feature, tenant, 1).await;
         }
         let there = format!("SELECT count(*) FROM feature_denial_events WHERE tenant_id = '{tenant}'");
-        becomes(&world.database, &there, "2").await;
+        world.database.becomes(&there, "2").await;
         // One of each kind waits still.
         let id = tenant.to_string();
         let (own, owner) = (("X-Tenant-ID", id.as_str()), ("X-User-Role", "owner"));
@@ -317,7 +317,7 @@ async fn an_upgrade_marks_the_denials_that_it_answers() {
                 assert!(ended.status.success(), "{}{}", ended.stdout, ended.stderr);
             }
         }
-        becomes(&world.database, &upgraded(tenant), expected).await;
+        world.database.becomes(&upgraded(tenant), expected).await;
         let path = format!("/api/v1/{expected}");
         let deadline = std::time::Instant::now() + super::LIMIT;
         while world::get(&world.proxy, &path, tenant).await.status != 200 {
@@ -334,7 +334,7 @@ async fn an_upgrade_marks_the_denials_that_it_answers() {
         .run(&["license", "set-plan", &tenant.to_string(), "professional", "--reason", "sold", "--actor", "sales"])
         .await;
     assert!(ended.status.success(), "{}{}", ended.stdout, ended.stderr);
-    becomes(&world.database, &upgraded(tenant), "crm").await;
+    world.database.becomes(&upgraded(tenant), "crm").await;
     ask(&late, "GET", "/api/v1/network", tenant, 1, 200).await;
 }
 
@@ -344,9 +344,9 @@ async fn whoever_has_no_licence_clicks_too() {
     let world = World::start_with(prompt).await;
     let tenant = Uuid::new_v4();
     denied(&world.proxy, "crm", tenant, 1).await;
-    becomes(&world.database, "SELECT count(*) FROM feature_denial_events", "1").await;
+    world.database.becomes("SELECT count(*) FROM feature_denial_events", "1").await;
     let id = tenant.to_string();
     assert_eq!(click(&world.proxy, "crm", &[("X-Tenant-ID", &id), JSON]).await.status, 204);
-    becomes(&world.database, &followed(tenant), "crm").await;
-    becomes(&world.database, CONVERSION, "1").await;
+    world.database.becomes(&followed(tenant), "crm").await;
+    world.database.becomes(CONVERSION, "1").await;
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{LIMIT, World, ask, becomes, denied, early_in_the_minute, prompt, world};
+use super::{LIMIT, World, ask, denied, early_in_the_minute, prompt, world};
 use crate::harness::client;
 use crate::harness::load::{Ask, Load};
 use crate::harness::{License, Proxy};
@@ -46,7 +46,7 @@ async fn one_row_a_minute_over_all_replicas() {
         format!("{expired} crm license_expired 2"),
         format!("{unknown} tickets no_license 2"),
     ];
-    becomes(&world.database, ROWS, &expected.join(", ")).await;
+    world.database.becomes(ROWS, &expected.join(", ")).await;
     let times = "SELECT count(*) FROM feature_denial_events
                   WHERE minute = date_trunc('minute', now()) AND now() - created_at < '1 minute'
                     AND NOT clicked_upgrade AND clicked_at IS NULL AND upgraded_at IS NULL";
@@ -56,7 +56,7 @@ async fn one_row_a_minute_over_all_replicas() {
     let mut ending = replica;
     denied(&ending, "crm", starter, 4).await;
     assert_eq!(ending.terminate().await.code(), Some(0));
-    becomes(&world.database, ROWS, &expected.join(", ").replacen("plan 12", "plan 20", 1)).await;
+    world.database.becomes(ROWS, &expected.join(", ").replacen("plan 12", "plan 20", 1)).await;
     assert_eq!(world.proxy.metric("dotmac_denial_events_dropped_total").await, 0.0);
     assert_eq!(world.database.value("SELECT count(*) FROM shadow_denial_events").await.as_deref(), Some("0"));
 }
@@ -81,8 +81,8 @@ async fn shadow_denials_are_apart() {
     denied(&world.proxy, "crm", starter, 2).await;
     let shadow = "SELECT string_agg(feature_name || ' ' || reason || ' ' || count, ', ' ORDER BY feature_name)
                     FROM shadow_denial_events";
-    becomes(&world.database, shadow, "crm feature_not_in_plan 3, projects feature_not_in_plan 4").await;
-    becomes(&world.database, ROWS, &format!("{starter} crm feature_not_in_plan 2")).await;
+    world.database.becomes(shadow, "crm feature_not_in_plan 3, projects feature_not_in_plan 4").await;
+    world.database.becomes(ROWS, &format!("{starter} crm feature_not_in_plan 2")).await;
     assert_eq!(world.upstream.count(), 12);
 }
 
@@ -122,7 +122,7 @@ async fn nobody_waits_for_them() {
         assert!(p99 < Duration::from_millis(500), "Postgres {phase}: {p99:?}");
     }
     let sum = "SELECT sum(count) FROM feature_denial_events";
-    becomes(&world.database, sum, &(samples.len() + 1).to_string()).await;
+    world.database.becomes(sum, &(samples.len() + 1).to_string()).await;
     assert_eq!(world.proxy.metric("dotmac_denial_events_dropped_total").await, 0.0);
 }
 
@@ -156,13 +156,13 @@ async fn what_finds_no_room_is_counted() {
     assert_eq!(metrics.value("dotmac_store_breaker_state", &[("store", "usage")]), Some(2.0), "open");
     world.postgres_wire.restore();
     let counts = "SELECT count(*) || ' ' || sum(count) FROM feature_denial_events";
-    becomes(&world.database, counts, "1000 2000").await;
+    world.database.becomes(counts, "1000 2000").await;
     let metrics = world.proxy.metrics().await;
     assert_eq!(metrics.sum("dotmac_denial_events_pending"), 0.0);
     assert_eq!(metrics.value("dotmac_store_breaker_state", &[("store", "usage")]), Some(0.0), "closed");
     // There is room again.
     denied(&world.proxy, "crm", tenant(TENANTS), 1).await;
-    becomes(&world.database, counts, "1001 2001").await;
+    world.database.becomes(counts, "1001 2001").await;
 }
 
 /// Ids can be made up: they have little room, and push out nobody who has a licence.
@@ -183,7 +183,7 @@ async fn made_up_tenants_push_out_nobody() {
     assert_eq!(world.proxy.wait(LIMIT).await.code(), Some(0));
     let counts = "SELECT string_agg(reason || ' ' || sum, ', ' ORDER BY reason)
                     FROM (SELECT reason, sum(count) FROM feature_denial_events GROUP BY reason) AS s";
-    becomes(&world.database, counts, "feature_not_in_plan 3, no_license 1000").await;
+    world.database.becomes(counts, "feature_not_in_plan 3, no_license 1000").await;
 }
 
 async fn flood(proxy: &Proxy, strangers: usize) {

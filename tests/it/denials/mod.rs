@@ -5,11 +5,11 @@ mod events;
 mod shown;
 mod thresholds;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::harness::{Database, Proxy, ProxyBuilder, RawClient, RawResponse, World, world};
+use crate::harness::{Proxy, ProxyBuilder, RawClient, RawResponse, World, world};
 
 /// As the operators type it.
 const CONVERSION: &str = "SELECT COUNT(CASE WHEN clicked_upgrade THEN 1 END)::float / COUNT(*) AS conversion_rate FROM \
@@ -21,19 +21,6 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// Counts are written soon after.
 fn prompt(builder: ProxyBuilder) -> ProxyBuilder {
     builder.set("/usage/flush_interval", "200ms")
-}
-
-/// Waits until a query answers this.
-async fn becomes(database: &Database, sql: &str, expected: &str) {
-    let deadline = Instant::now() + LIMIT;
-    loop {
-        let value = database.value(sql).await;
-        if value.as_deref() == Some(expected) {
-            return;
-        }
-        assert!(Instant::now() < deadline, "not {expected:?} but {value:?}: {sql}");
-        tokio::time::sleep(Duration::from_millis(25)).await;
-    }
 }
 
 /// Waits until the minute has so many seconds left at least: what is denied from then on is of one minute.

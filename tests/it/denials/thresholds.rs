@@ -6,7 +6,7 @@ use futures::future;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{LIMIT, World, ask, becomes, prompt};
+use super::{LIMIT, World, ask, prompt};
 use crate::harness::{License, Proxy, ProxyBuilder, Upstream};
 use crate::websocket::Socket;
 
@@ -210,7 +210,7 @@ async fn several_at_once_and_for_other_listeners() {
         assert_eq!(heard, expected);
     }
     all_are_quiet(&mut sockets).await;
-    becomes(&world.database, "SELECT used || ' ' || announced FROM usage_windows", "4 100").await;
+    world.database.becomes("SELECT used || ' ' || announced FROM usage_windows", "4 100").await;
     // Nobody takes it for a change of a licence.
     let changes = world.proxy.metrics().await.value("dotmac_license_changes_total", &[("kind", "everything")]);
     assert_eq!(changes, Some(0.0));

@@ -17,18 +17,6 @@ fn followed(tenant: Uuid) -> String {
     )
 }
 
-async fn becomes(site: &Site, sql: &str, expected: &str) {
-    let deadline = Instant::now() + LIMIT;
-    loop {
-        let value = site.world.database.value(sql).await;
-        if value.as_deref() == Some(expected) {
-            return;
-        }
-        assert!(Instant::now() < deadline, "not {expected:?} but {value:?}: {sql}");
-        tokio::time::sleep(Duration::from_millis(25)).await;
-    }
-}
-
 /// The status that the portal says a call came to.
 async fn outcome(tab: &Tab, action: &str, status: u16) {
     let js = "([action, status]) => document.querySelector(`output[aria-label='Outcome of: ${action}']`)?.dataset.status === status";
@@ -62,12 +50,12 @@ async fn a_denial_leads_to_an_upgrade_and_the_same_call_passes() {
     let said = "() => document.querySelector('[role=alert]').textContent.includes('CRM is not in your plan')";
     assert_eq!(tab.evaluate(said, ()).await, true, "screen readers say it");
     accessible(&tab, "the prompt").await;
-    becomes(&site, &followed(tenant), "false 1").await;
+    site.world.database.becomes(&followed(tenant), "false 1").await;
 
     tab.click("link", "See plans with CRM").await;
     tab.wait_for_text("Plans with CRM").await;
     assert_eq!(tab.url().await, site.url("/billing/upgrade?feature=crm"));
-    becomes(&site, &followed(tenant), "true 1").await;
+    site.world.database.becomes(&followed(tenant), "true 1").await;
     accessible(&tab, "the plans").await;
     assert_eq!(tab.count("button", "Change to starter").await, 0, "what one has is not for sale");
     tab.click("button", "Change to professional").await;
@@ -86,9 +74,7 @@ async fn a_denial_leads_to_an_upgrade_and_the_same_call_passes() {
     clean(&tab).await;
     let plan = format!("SELECT plan_tier FROM tenant_licenses WHERE tenant_id = '{tenant}'");
     assert_eq!(site.world.database.value(&plan).await.as_deref(), Some("professional"));
-    becomes(
-        &site,
-        &format!(
+    site.world.database.becomes(&format!(
             "SELECT count(*)::text FROM feature_denial_events WHERE tenant_id = '{tenant}' AND upgraded_at IS NOT NULL"
         ),
         "1",
@@ -141,7 +127,7 @@ async fn a_click_counts_where_plans_are_sold_elsewhere() {
     tab.click("link", "See plans with CRM").await;
     tab.wait_for_text("the shop").await;
     assert_eq!(tab.url().await, format!("http://{}/buy?feature=crm", shop.address()));
-    becomes(&site, &followed(tenant), "true 1").await;
+    site.world.database.becomes(&followed(tenant), "true 1").await;
 }
 
 /// A limit is used up before everyone's eyes, and a higher one ends that.

@@ -110,6 +110,8 @@ async fn each_of_two_hundred_sql_changes_is_seen_within_a_second() {
     let mut expected = vec![row.passes()];
     assert_eq!(shown(&tab).await, expected[0]);
     let mut took = Vec::new();
+    // A start on a busy machine may have had it ask once more: that is answered before anything is counted.
+    tokio::time::sleep(Duration::from_millis(500)).await;
     let asked = tab.requests("/license").await.len();
     for number in 0..CHANGES {
         let sql = change(&mut row, tenant, &mut dice);
@@ -131,7 +133,8 @@ async fn each_of_two_hundred_sql_changes_is_seen_within_a_second() {
     assert!(expected.len() > CHANGES / 2, "most are to be seen");
     // Page and gate never showed anything else meanwhile, and the page was told, not asked.
     assert_eq!(history(&tab).await, expected);
-    assert_eq!(tab.requests("/license").await.len(), asked);
+    let requests = tab.requests("/license").await;
+    assert_eq!(requests.len(), asked, "{requests:?}");
 }
 
 /// The upgrade is made by somebody else, through another replica than the page is connected to.

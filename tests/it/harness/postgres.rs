@@ -328,6 +328,19 @@ impl Database {
         assert!(rows.next().is_none(), "more than one row: {sql}");
         row.get(0).map(str::to_owned)
     }
+
+    /// Waits until [`Database::value`] is this; panics when it has not become so in twenty seconds.
+    pub(crate) async fn becomes(&self, sql: &str, expected: &str) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let value = self.value(sql).await;
+            if value.as_deref() == Some(expected) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "not {expected:?} but {value:?}: {sql}");
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+    }
 }
 
 impl Listener {

@@ -62,13 +62,13 @@ function useClient(options: LicenseOptions): LicenseClient {
     tenantId,
     tenantHeader,
   ]);
-  const given = JSON.stringify(initialLicense);
-  const [held, hold] = useState(() => ({ identity, given, client: new LicenseClient(options) }));
+  const [held, hold] = useState(() => ({ identity, initialLicense, client: new LicenseClient(options) }));
   let { client } = held;
   if (held.identity !== identity) {
     // Before anything is rendered: nobody sees what another tenant has, by what it was given at the start neither.
-    client = new LicenseClient(given === held.given ? { ...options, initialLicense: undefined } : options);
-    hold({ identity, given, client });
+    const isOfTheOther = JSON.stringify(initialLicense) === JSON.stringify(held.initialLicense);
+    client = new LicenseClient(isOfTheOther ? { ...options, initialLicense: undefined } : options);
+    hold({ identity, initialLicense, client });
   }
   // Before the effects of what is rendered, which may ask.
   useInsertionEffect(() => client.configure(options));

@@ -77,7 +77,7 @@ export class LicenseClient {
   #isRunning = false;
   #cleanUp: (() => void)[] = [];
   #socket: ReconnectingSocket | null = null;
-  /** Whether the open WebSocket has told what is known, so that whatever it tells next is later. */
+  /** Whether the WebSocket that is or was open has told what is known, so that whatever it tells next is later. */
   #socketKnows = false;
   #tabs: Tabs | null = null;
   #asking: Promise<void> | null = null;
@@ -275,14 +275,12 @@ export class LicenseClient {
       return;
     }
     this.#reckon();
-    const isHidden = typeof document !== "undefined" && document.visibilityState === "hidden";
-    if (!isHidden && Date.now() - this.#askedAt > REVALIDATE_AFTER_MS) void this.#ask();
+    if (!isHidden() && Date.now() - this.#askedAt > REVALIDATE_AFTER_MS) void this.#ask();
   }
 
   // The WebSocket.
 
   #openSocket(): void {
-    this.#socketKnows = false;
     this.#socket = new ReconnectingSocket(
       () => this.#api.dial(),
       () => this.#api.webSocket as typeof WebSocket,
@@ -294,7 +292,6 @@ export class LicenseClient {
           if (again) void this.#askAnew();
         },
         lost: (wasOpen) => {
-          this.#socketKnows = false;
           this.#set({ connection: "reconnecting" });
           // Where WebSockets don't get through, this is how changes are seen.
           if (!wasOpen) void this.#ask();
@@ -313,7 +310,7 @@ export class LicenseClient {
   #poll(): void {
     this.#set({ connection: "polling" });
     const polls = setInterval(() => {
-      if (typeof document === "undefined" || document.visibilityState !== "hidden") void this.#ask();
+      if (!isHidden()) void this.#ask();
     }, POLL_EVERY_MS);
     this.#cleanUp.push(() => clearInterval(polls));
   }
@@ -425,7 +422,7 @@ export class LicenseClient {
         return;
       }
     }
-    const isNews = known?.license === undefined || known.license?.revision !== license?.revision;
+    const isNews = known?.license?.revision !== license?.revision;
     this.#accept(license, askedAt);
     if (isNews && this.#socketKnows) {
       this.#socketKnows = false;
@@ -524,6 +521,11 @@ export class LicenseClient {
   }
 }
 
+/** Whether nobody can see the page. */
+function isHidden(): boolean {
+  return typeof document !== "undefined" && document.visibilityState === "hidden";
+}
+
 /** The licence that an answer has; null: it says that there is none, by whatever status (`deny.status`). */
 function licenseOf({ status, body }: Answer): License | null | undefined {
   if (status === 200) return readLicense(body);
@@ -542,5 +544,5 @@ function sameSet(one: ReadonlySet<string>, other: ReadonlySet<string>): boolean 
 
 /** Whether two documents say the same. Both were read by one function, so their members are in one order. */
 function same<T extends License | Offers>(one: T | null, other: T | null): boolean {
-  return JSON.stringify(one) === JSON.stringify(other);
+  return one === other || JSON.stringify(one) === JSON.stringify(other);
 }

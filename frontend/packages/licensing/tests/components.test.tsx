@@ -21,6 +21,7 @@ import {
   useUpgrade,
   useUsage,
 } from "../src/index.js";
+import { Navigation } from "./Navigation.js";
 import { json, OFFERS, professional, REFUSAL, refusal, STARTER, World } from "./world.js";
 
 afterEach(cleanup);
@@ -536,15 +537,6 @@ describe("PaymentRequiredPrompt", () => {
 });
 
 describe("useNavigation", () => {
-  function Navigation() {
-    return (
-      <nav>
-        {useNavigation().map(({ id, label }) => (
-          <span key={id}>{label}</span>
-        ))}
-      </nav>
-    );
-  }
   const shown = () => Array.from(document.querySelectorAll("nav span"), (entry) => entry.textContent);
 
   it("has what needs nothing from the start, and the rest by the licence", async () => {

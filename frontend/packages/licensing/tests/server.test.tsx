@@ -4,19 +4,10 @@ import { version } from "react-dom";
 import { renderToString } from "react-dom/server";
 import { expect, it } from "vitest";
 import * as licensing from "../src/index.js";
+import { Navigation } from "./Navigation.js";
 import { professional, World } from "./world.js";
 
-const { FeatureGate, LicenseProvider, useNavigation } = licensing;
-
-function Navigation() {
-  return (
-    <nav>
-      {useNavigation().map(({ id, label }) => (
-        <span key={id}>{label}</span>
-      ))}
-    </nav>
-  );
-}
+const { FeatureGate, LicenseProvider } = licensing;
 
 function page(world: World, props: Partial<licensing.LicenseProviderProps> = {}) {
   return (
